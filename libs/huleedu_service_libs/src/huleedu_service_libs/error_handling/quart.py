@@ -1,0 +1,15 @@
+"""`quart_handlers` under a shorter name."""
+
+from huleedu_service_libs.error_handling.quart_handlers import (
+    ERROR_CODE_TO_HTTP_STATUS,
+    create_error_response,
+    extract_correlation_id,
+    register_error_handlers,
+)
+
+__all__ = [
+    "ERROR_CODE_TO_HTTP_STATUS",
+    "create_error_response",
+    "extract_correlation_id",
+    "register_error_handlers",
+]

@@ -1,0 +1,1 @@
+"""For tests and demos. Nothing in production imports it."""

@@ -1,0 +1,204 @@
+"""The settings as the service will see them, where each comes from, and what is wrong with them.
+
+pydantic-settings gives up at the first variable that is not JSON and does not tell where a value
+came from, so its sources are asked field by field here.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, to_jsonable_python
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+)
+
+from services.websocket_service.cli.output import CliErrors
+from services.websocket_service.config import Settings
+
+MASK = "********"
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_PASSWORD_IN_AUTHORITY = re.compile(r"(://[^:/?#]*:).*(@)", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE)
+_MAX_QUOTED_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of `check-config`: `value` is JSON, secrets masked."""
+
+    name: str
+    value: Any
+    source: str
+    """default, environment or .env"""
+    variable: str
+    """The variable that gave the value, or would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """All settings, and one sentence per problem; `settings` is None if some value is invalid."""
+
+    settings: Settings | None
+    rows: list[Setting]
+    problems: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    raw: Any
+    source: str
+    variable: str
+
+
+class _Resolved(Settings):
+    """Settings from values alone: the sources have been read already."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings' signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def load_settings() -> Settings:
+    """The settings from the environment and `.env`.
+
+    Raises CliErrors, one line per variable, if a value is invalid. Values that are valid but
+    insecure or missing are for `Settings.problems()`.
+    """
+    settings, _, problems = _read()
+    if settings is None:
+        raise CliErrors(problems)
+    return settings
+
+
+def is_set(settings: Settings, name: str) -> bool:
+    """Whether the user has chosen the value of this setting."""
+    return name in settings.model_fields_set
+
+
+def jwt_secret(settings: Settings) -> str | None:
+    """The secret that the user has set; a blank one counts as none."""
+    secret = settings.JWT_SECRET_KEY.get_secret_value() if settings.JWT_SECRET_KEY else ""
+    return secret if secret.strip() else None
+
+
+def service_problems(settings: Settings) -> list[str]:
+    """What keeps a service with these settings from starting or from being safe."""
+    problems = settings.problems()
+    if urlsplit_scheme(settings.REDIS_URL) not in _REDIS_SCHEMES:
+        problems.append(
+            f"REDIS_URL is {masked_url(settings.REDIS_URL)!r}: it must start with redis://, "
+            "rediss:// or unix://"
+        )
+    return problems
+
+
+def urlsplit_scheme(url: str) -> str:
+    """The scheme in lower case, or an empty string for what is no URL."""
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        return ""
+
+
+def masked_url(url: str) -> str:
+    """The URL without its password, however carelessly that was put in."""
+    return _PASSWORD_IN_QUERY.sub(rf"\1{MASK}", _PASSWORD_IN_AUTHORITY.sub(rf"\1{MASK}\2", url))
+
+
+def inspect_settings() -> Inspection:
+    """Everything that `check-config` shows."""
+    settings, given, problems = _read()
+    rows = []
+    for name, field in Settings.model_fields.items():
+        origin = given.get(name)
+        if settings is not None:
+            value = getattr(settings, name)
+        else:
+            value = origin.raw if origin else field.get_default(call_default_factory=True)
+        rows.append(
+            Setting(
+                name,
+                _shown(field, value),
+                origin.source if origin else "default",
+                origin.variable if origin else name,
+            )
+        )
+    if settings is not None:
+        problems = service_problems(settings)
+    return Inspection(settings, rows, problems)
+
+
+def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
+    problems: list[str] = []
+    sources: dict[str, EnvSettingsSource] = {"environment": EnvSettingsSource(Settings)}
+    try:
+        sources[".env"] = DotEnvSettingsSource(Settings)
+    except OSError as error:
+        problems.append(f".env can't be read: {error.strerror}")
+    except UnicodeDecodeError:
+        problems.append(".env can't be read: it is not UTF-8")
+
+    given: dict[str, _Given] = {}
+    values: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        for source_name, source in sources.items():
+            raw, variable, is_complex = source.get_field_value(field, name)
+            if raw is None:
+                continue
+            given[name] = _Given(raw, source_name, variable)
+            try:
+                values[name] = source.prepare_field_value(name, field, raw, is_complex)
+            except ValueError:
+                problems.append(
+                    f"{variable} is {_quoted(raw)}: it must be JSON, for example "
+                    '["https://app.example.org"]'
+                )
+            break
+    try:
+        settings = _Resolved.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(detail, given) for detail in error.errors(include_url=False)]
+        return None, given, problems
+    return (None if problems else settings), given, problems
+
+
+def _problem(detail: ErrorDetails, given: Mapping[str, _Given]) -> str:
+    name = str(detail["loc"][0])
+    variable = given[name].variable if name in given else name
+    expected = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if _is_secret(Settings.model_fields[name]):
+        return f"{variable} {expected}"
+    return f"{variable} is {_quoted(detail['input'])}: it {expected}"
+
+
+def _quoted(value: object) -> str:
+    text = masked_url(value if isinstance(value, str) else str(value))
+    return repr(text if len(text) <= _MAX_QUOTED_CHARS else f"{text[:_MAX_QUOTED_CHARS]}…")
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def _shown(field: FieldInfo, value: Any) -> Any:
+    if value is None:
+        return None
+    if _is_secret(field):
+        return MASK
+    shown = to_jsonable_python(value)
+    return masked_url(shown) if isinstance(shown, str) else shown

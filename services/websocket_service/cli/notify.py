@@ -1,0 +1,37 @@
+import asyncio
+from typing import Any
+
+import click
+
+from services.websocket_service.cli.output import print_json
+from services.websocket_service.cli.parameters import DEV_PORT, JSON_OBJECT, TEXT
+
+
+@click.command()
+@click.option("--user", type=TEXT, required=True, help="Who is to be notified.")
+@click.option("--event", type=TEXT, required=True, help="Its type, like batch_results_ready.")
+@click.option(
+    "--data",
+    type=JSON_OBJECT,
+    required=True,
+    help="A JSON object; @FILE reads it from a file, - from stdin.",
+)
+@DEV_PORT
+@click.option("--json", "as_json", is_flag=True, help="Print the number of receivers as JSON.")
+def notify(
+    user: str, event: str, data: dict[str, Any], port: int | None, *, as_json: bool
+) -> None:
+    """Publish a notification and print how many service processes received it.
+
+    A process receives it if the user has a connection there.
+    """
+    from services.websocket_service.cli.publishing import publish  # noqa: PLC0415 - see the package
+    from services.websocket_service.cli.target import backplane  # noqa: PLC0415
+
+    receivers = asyncio.run(publish(backplane(port), user, event, data))
+    if as_json:
+        print_json({"receivers": receivers})
+    elif receivers == 0:
+        click.echo("received by 0 processes: the user has no open connection")
+    else:
+        click.echo(f"received by {receivers} {'process' if receivers == 1 else 'processes'}")

@@ -1,0 +1,100 @@
+"""The v1 dialect's frames: what the server writes, and what it makes of the client's."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from common_core.models.error_models import ErrorDetail
+from huleedu_service_libs.error_handling import public_error_body
+
+SUBPROTOCOL_V1: Final = "huleedu.notify.v1"
+MAX_NONCE_BYTES: Final = 64
+
+
+class Dialect(StrEnum):
+    """How a connection speaks; the client chooses by subprotocol."""
+
+    PLAIN = "plain"
+    V1 = SUBPROTOCOL_V1
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A client's `ping`; `nonce` is any JSON value."""
+
+    nonce: Any
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidFrame:
+    """What is wrong with a client's frame, said to its author."""
+
+    field: str
+    message: str
+
+
+def welcome(
+    *, connection_id: str, user_id: str, heartbeat_ms: int, token_expires_at: datetime
+) -> str:
+    """The first frame of each connection."""
+    return _frame(
+        "welcome",
+        connection_id=connection_id,
+        user_id=user_id,
+        heartbeat_ms=heartbeat_ms,
+        cursor=None,
+        resumed=None,
+        token_expires_at=token_expires_at.isoformat(),
+    )
+
+
+def heartbeat(at: datetime) -> str:
+    """Sent when nothing else was, so that the client can tell a quiet line from a dead one."""
+    return _frame("heartbeat", at=at.isoformat())
+
+
+def pong(nonce: Any) -> str:
+    """The answer to `ping`."""
+    return _frame("pong", nonce=nonce)
+
+
+def error(detail: ErrorDetail) -> str:
+    """The public error body, as HTTP responses carry it."""
+    return _frame("error", **public_error_body(detail))
+
+
+def parse_client_frame(text: str) -> Ping | InvalidFrame:
+    """What a client's text asks for."""
+    try:
+        frame = json.loads(text)
+    except (ValueError, RecursionError):
+        frame = None
+    if not isinstance(frame, dict):
+        return InvalidFrame("frame", "Expected one JSON object")
+    if "type" not in frame:
+        return InvalidFrame("type", "Field 'type' is missing")
+    if frame["type"] != "ping":
+        return InvalidFrame("type", "Unknown type: this server understands 'ping'")
+    if "nonce" not in frame:
+        return InvalidFrame("nonce", "Field 'nonce' is missing")
+    if not _fits_nonce(frame["nonce"]):
+        return InvalidFrame("nonce", f"Field 'nonce' is over {MAX_NONCE_BYTES} bytes of JSON")
+    return Ping(frame["nonce"])
+
+
+def _fits_nonce(nonce: Any) -> bool:
+    try:
+        return len(_compact(nonce).encode()) <= MAX_NONCE_BYTES
+    except (ValueError, RecursionError):
+        # Infinity, which Python reads from 1e999, and half a surrogate pair are no JSON to send.
+        return False
+
+
+def _frame(type_: str, **fields: Any) -> str:
+    return _compact({"type": type_, **fields})
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

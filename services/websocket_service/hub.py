@@ -1,0 +1,200 @@
+"""All connections of this process: who is admitted, who is there, and how they all leave."""
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID, uuid4
+
+from huleedu_service_libs.error_handling import (
+    raise_connection_error,
+    raise_quota_exceeded,
+    raise_service_unavailable,
+)
+from services.websocket_service.close_reasons import DRAINING, CloseReason
+from services.websocket_service.connection import Connection, ConnectionId, UserId
+from services.websocket_service.frames import Dialect
+from services.websocket_service.histogram import Histogram, HistogramSnapshot
+from services.websocket_service.outbox import Outbox
+
+LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+DURATION_BOUNDS_S: Final = (1, 10, 60, 300, 900, 3600, 14_400, 43_200, 86_400)
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """How much this process admits and keeps waiting."""
+
+    max_connections: int
+    max_connections_per_user: int
+    outbox_max_bytes: int
+    outbox_max_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    """A snapshot; counts are since the start of the process."""
+
+    connections: int
+    users: int
+    handshakes: int
+    draining: bool
+    opened: MappingProxyType[Dialect, int]
+    closed: MappingProxyType[int, int]
+    refused: MappingProxyType[str, int]
+    token_checks: MappingProxyType[str, int]
+    deliveries: int
+    delivered_bytes: int
+    undeliverable: int
+    latency: HistogramSnapshot
+    duration: HistogramSnapshot
+
+
+@dataclass(slots=True)
+class _Counts:
+    opened: Counter[Dialect] = field(default_factory=Counter)
+    closed: Counter[int] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    token_checks: Counter[str] = field(default_factory=Counter)
+    deliveries: int = 0
+    delivered_bytes: int = 0
+    undeliverable: int = 0
+
+
+class ConnectionHub:
+    """Admits connections within the limits and counts what they do."""
+
+    def __init__(self, limits: HubLimits, *, service: str) -> None:
+        self._limits = limits
+        self._service = service
+        self._connections: dict[ConnectionId, Connection] = {}
+        self._per_user: defaultdict[UserId, int] = defaultdict(int)
+        self._sessions = 0
+        self._draining = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.counts = _Counts()
+        self.latency = Histogram(LATENCY_BOUNDS_S)
+        self.duration = Histogram(DURATION_BOUNDS_S)
+
+    @property
+    def draining(self) -> bool:
+        """True from the first word of a shutdown on."""
+        return self._draining
+
+    @property
+    def full(self) -> bool:
+        """True where the node admits no more for now."""
+        return len(self._connections) >= self._limits.max_connections
+
+    def connections(self) -> tuple[Connection, ...]:
+        """Those that are there now."""
+        return tuple(self._connections.values())
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """From a handshake's first step to its socket's last: `drain` waits for it."""
+        self._sessions += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._sessions -= 1
+            if not self._sessions:
+                self._quiet.set()
+
+    def check_node(self, correlation_id: UUID) -> None:
+        """Raises HuleEduError: SERVICE_UNAVAILABLE in a drain, CONNECTION_ERROR when full."""
+        if self._draining:
+            raise_service_unavailable(
+                self._service, "admit", self._service, DRAINING.message, correlation_id
+            )
+        if self.full:
+            raise_connection_error(
+                self._service, "admit", self._service, "Server is full", correlation_id
+            )
+
+    @contextlib.contextmanager
+    def admit(
+        self, *, user_id: UserId, dialect: Dialect, expires_at: datetime, correlation_id: UUID
+    ) -> Iterator[Connection]:
+        """Hold a place for one connection of the user.
+
+        Raises HuleEduError as `check_node` does, and QUOTA_EXCEEDED when the user has too many.
+        """
+        self.check_node(correlation_id)
+        limit = self._limits.max_connections_per_user
+        if self._per_user[user_id] >= limit:
+            raise_quota_exceeded(
+                self._service,
+                "admit",
+                "connections_per_user",
+                limit,
+                f"More than {limit} connections",
+                correlation_id,
+            )
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        connection = Connection(
+            id=ConnectionId(uuid4().hex),
+            user_id=user_id,
+            dialect=dialect,
+            correlation_id=correlation_id,
+            expires_at=expires_at,
+            outbox=Outbox(
+                max_bytes=self._limits.outbox_max_bytes,
+                max_frames=self._limits.outbox_max_frames,
+            ),
+            closing=loop.create_future(),
+            opened_at=now,
+            last_written_at=now,
+            last_pinged_at=now,
+        )
+        self._connections[connection.id] = connection
+        self._per_user[user_id] += 1
+        try:
+            yield connection
+        finally:
+            del self._connections[connection.id]
+            self._per_user[user_id] -= 1
+            if not self._per_user[user_id]:
+                del self._per_user[user_id]
+
+    async def drain(self, reason: CloseReason = DRAINING, *, timeout_s: float) -> None:
+        """Refuse newcomers, end every connection, and return once all sockets are released.
+
+        A peer that does not answer its close frame within `timeout_s` is cut off.
+        """
+        self._draining = True
+        for connection in self.connections():
+            connection.close(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._quiet.wait()
+                return
+        for connection in self.connections():
+            if connection.peer is not None:
+                connection.peer.abort()
+
+    def statistics(self) -> HubStatistics:
+        """What is there now and what has been done so far."""
+        counts = self.counts
+        return HubStatistics(
+            connections=len(self._connections),
+            users=len(self._per_user),
+            handshakes=self._sessions - len(self._connections),
+            draining=self._draining,
+            opened=MappingProxyType(dict(counts.opened)),
+            closed=MappingProxyType(dict(counts.closed)),
+            refused=MappingProxyType(dict(counts.refused)),
+            token_checks=MappingProxyType(dict(counts.token_checks)),
+            deliveries=counts.deliveries,
+            delivered_bytes=counts.delivered_bytes,
+            undeliverable=counts.undeliverable,
+            latency=self.latency.snapshot(),
+            duration=self.duration.snapshot(),
+        )

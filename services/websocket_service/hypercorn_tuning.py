@@ -1,0 +1,189 @@
+"""What Hypercorn 0.18 does not do by itself, in one place.
+
+Each override says what breaks without it. `install()` puts them in place; the service is correct
+under any ASGI server without them, but such a server has to find dead peers by itself.
+
+- `TunedWSStream`: invalid UTF-8 ends in a dropped connection (1006) where 1007 is due, and the
+  application hears neither of pongs nor of the peer's close code. HTTP/1.1 only: a ping that is
+  written straight to the transport would break HTTP/2's framing.
+- `TunedTCPServer`: nothing else leads from a stream to its transport, and only aborting that
+  releases a peer which has stopped reading.
+- `TunedLogger`: its lines would appear twice, once in a format of their own.
+- `TunedWorkerContext`: the application hears of a shutdown last, when its sockets have been cut.
+  Here it is asked first, while everything still works. And a worker that SIGTERM reaches before
+  the shutdown event does would die with its sockets: the first worker to end makes Hypercorn
+  send one to all others.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Final
+
+import hypercorn.asyncio.run
+import hypercorn.protocol.h11
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
+from hypercorn.config import Config
+from hypercorn.logging import Logger
+from hypercorn.protocol.events import Body, Data, Event, StreamClosed
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from hypercorn.typing import AppWrapper
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Message, Ping
+from wsproto.frame_protocol import CloseReason as WireCode
+
+PEER_EXTENSION: Final = "huleedu.peer"
+_PING_FRAME: Final = b"\x89\x00"
+
+_writer: ContextVar[asyncio.StreamWriter] = ContextVar("writer")
+_before_shutdown: list[Callable[[], Awaitable[None]]] = []
+
+
+class Peer:
+    """What the server knows of the other side of a WebSocket, below the messages."""
+
+    __slots__ = ("_loop", "_writer", "close_code", "last_heard", "violated")
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writer = writer
+        self.last_heard = self._loop.time()
+        self.close_code: int | None = None
+        self.violated: asyncio.Future[int] = self._loop.create_future()
+
+    def heard(self) -> None:
+        """A byte has come."""
+        self.last_heard = self._loop.time()
+
+    def violates(self, code: int) -> None:
+        """An invalid frame has come; `code` is what it deserves."""
+        if not self.violated.done():
+            self.violated.set_result(code)
+
+    def ping(self) -> None:
+        """Write a ping frame without waiting."""
+        if not self._writer.is_closing():
+            self._writer.write(_PING_FRAME)
+
+    def abort(self) -> None:
+        """Drop the TCP connection, whatever is still unsent."""
+        self._writer.transport.abort()
+
+
+class TunedWSStream(WSStream):
+    """Tells the application about its peer, and lets it decide how a violation ends."""
+
+    max_message_bytes = 65_536
+
+    def __init__(self, app: AppWrapper, *args: Any, **kwargs: Any) -> None:
+        self._peer = Peer(_writer.get())
+        super().__init__(_with_peer(app, self._peer), *args, **kwargs)
+        # Counted in characters for text; the application counts bytes.
+        self.buffer = WebsocketBuffer(self.max_message_bytes)
+
+    async def handle(self, event: Event) -> None:
+        """Note every sign of life."""
+        if isinstance(event, Body | Data):
+            self._peer.heard()
+        await super().handle(event)
+
+    async def _handle_events(self) -> None:
+        for event in self.connection.events():
+            if isinstance(event, Message):
+                await self._on_message(event)
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                await self._on_close(event)
+
+    async def _on_message(self, event: Message[Any]) -> None:
+        if self._peer.violated.done():
+            return  # read on for the peer's close frame only
+        try:
+            self.buffer.extend(event)
+        except FrameTooLargeError:
+            self._peer.violates(WireCode.MESSAGE_TOO_BIG)
+            return
+        if event.message_finished and self.app_put is not None:
+            await self.app_put(self.buffer.to_message())
+            self.buffer.clear()
+
+    async def _on_close(self, event: CloseConnection) -> None:
+        if self.connection.state in {ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING}:
+            # No close frame at all: this is how wsproto reports a frame it could not parse.
+            self._peer.violates(int(event.code))
+            return
+        self._peer.close_code = int(event.code)
+        if self.connection.state is ConnectionState.REMOTE_CLOSING:
+            await self._send_wsproto_event(event.response())
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _send_pings(self) -> None:
+        """Leave that to the service, which also looks for the answers."""
+
+
+def _with_peer(app: AppWrapper, peer: Peer) -> AppWrapper:
+    async def with_peer(
+        scope: Any, receive: Any, send: Any, sync_spawn: Any, call_soon: Any
+    ) -> None:
+        scope["extensions"][PEER_EXTENSION] = peer
+        await app(scope, receive, send, sync_spawn, call_soon)
+
+    return with_peer
+
+
+class TunedTCPServer(TCPServer):
+    """Lets the streams of a connection find its transport."""
+
+    async def run(self) -> None:
+        """Serve the connection; its streams are made in this context."""
+        _writer.set(self.writer)
+        await super().run()
+
+
+class TunedLogger(Logger):
+    """Leaves standard error to the service's logging; a file that was asked for stays."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if self.error_logger is not None and config.errorlog == "-":
+            self.error_logger.handlers.clear()
+        if self.access_logger is not None:
+            self.access_logger.propagate = False
+
+
+class _ShutdownEvent(EventWrapper):
+    async def set(self) -> None:
+        await asyncio.gather(*(callback() for callback in _before_shutdown))
+        await super().set()
+
+
+class TunedWorkerContext(WorkerContext):
+    """Asks the application first when the server is to stop."""
+
+    def __init__(self, max_requests: int | None) -> None:
+        super().__init__(max_requests)
+        self.terminated = _ShutdownEvent()
+        self._terminating: asyncio.Task[None] | None = None
+        # A worker process: Hypercorn handles signals in the parent alone.
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self) -> None:
+        self._terminating = asyncio.ensure_future(self.terminate.set())
+
+
+def before_shutdown(callback: Callable[[], Awaitable[None]]) -> None:
+    """Await `callback` when the server is told to stop, before it does anything about it."""
+    _before_shutdown.append(callback)
+
+
+def install(*, max_message_bytes: int) -> None:
+    """Replace Hypercorn's classes for all servers of this process."""
+    TunedWSStream.max_message_bytes = max_message_bytes
+    Config.logger_class = TunedLogger
+    hypercorn.asyncio.run.TCPServer = TunedTCPServer  # type: ignore[attr-defined]
+    hypercorn.asyncio.run.WorkerContext = TunedWorkerContext  # type: ignore[attr-defined]
+    hypercorn.protocol.h11.WSStream = TunedWSStream  # type: ignore[attr-defined]

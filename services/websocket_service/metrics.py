@@ -1,0 +1,99 @@
+"""Prometheus metrics, read from the state when they are scraped. No label names a user."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
+from services.websocket_service.histogram import HistogramSnapshot
+from services.websocket_service.hub import HubStatistics
+
+
+class ServiceCollector(Collector):
+    """Turns snapshots into metrics."""
+
+    def __init__(
+        self,
+        connections: Callable[[], HubStatistics],
+        subscriptions: Callable[[], SubscriptionStatistics],
+    ) -> None:
+        self._connections = connections
+        self._subscriptions = subscriptions
+
+    def collect(self) -> Iterable[Metric]:
+        """One family after the other."""
+        yield from _connection_metrics(self._connections())
+        yield from _subscription_metrics(self._subscriptions())
+
+
+def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:
+    yield _gauge("websocket_connections", "Connections now", hub.connections)
+    yield _gauge("websocket_users", "Users with at least one connection now", hub.users)
+    yield _gauge(
+        "websocket_handshakes", "Sockets being opened, refused or closed now", hub.handshakes
+    )
+    yield _gauge("websocket_draining", "1 once a shutdown has begun", hub.draining)
+    yield _counters("websocket_connections_opened", "Connections opened", "dialect", hub.opened)
+    yield _counters("websocket_connections_closed", "Connections closed", "code", hub.closed)
+    yield _counters("websocket_handshakes_refused", "Handshakes refused", "reason", hub.refused)
+    yield _counters("websocket_token_checks", "Tokens checked", "result", hub.token_checks)
+    yield _counter("websocket_deliveries", "Payloads written to a connection", hub.deliveries)
+    yield _counter("websocket_delivered_bytes", "Bytes of those payloads", hub.delivered_bytes)
+    yield _counter(
+        "websocket_undeliverable",
+        "Payloads that a connection's dialect can't carry",
+        hub.undeliverable,
+    )
+    yield _histogram(
+        "websocket_publish_to_write_seconds",
+        "From publication (its timestamp, else its arrival from Redis) to the socket write",
+        hub.latency,
+    )
+    yield _histogram(
+        "websocket_connection_duration_seconds", "How long connections lasted", hub.duration
+    )
+
+
+def _subscription_metrics(hub: SubscriptionStatistics) -> Iterable[Metric]:
+    yield _gauge("websocket_redis_connected", "1 while Redis is heard", hub.connected)
+    yield _gauge("websocket_subscribed_channels", "Channels wanted from Redis", hub.channels)
+    yield _gauge("websocket_subscriptions", "Connections that want them", hub.subscriptions)
+    yield _counter("websocket_redis_messages", "Payloads received from Redis", hub.messages)
+    yield _counter(
+        "websocket_redis_connections_opened",
+        "Subscription connections opened to Redis",
+        hub.connections_opened,
+    )
+    yield _counter(
+        "websocket_subscription_overflows",
+        "Connections that took payloads too slowly from the reader",
+        hub.overflows,
+    )
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _counters(name: str, text: str, label: str, values: Mapping[Any, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for key, value in sorted(values.items()):
+        family.add_metric([str(key)], value)
+    return family
+
+
+def _histogram(name: str, text: str, snapshot: HistogramSnapshot) -> Metric:
+    return HistogramMetricFamily(
+        name, text, buckets=list(snapshot.buckets), sum_value=snapshot.total
+    )

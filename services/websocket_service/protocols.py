@@ -1,0 +1,71 @@
+"""The seams of the service; `di.py` names what stands behind them."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+from uuid import UUID
+
+from huleedu_service_libs.auth.jwt_validation import JWTClaims
+from services.websocket_service.close_reasons import CloseReason
+from services.websocket_service.connection import Connection
+
+
+class JWTValidatorProtocol(Protocol):
+    """Turns a token into what it proves."""
+
+    def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
+        """Raises HuleEduError: AUTHENTICATION_ERROR, or CONFIGURATION_ERROR for want of a key."""
+        ...
+
+
+class BackplaneProtocol(Protocol):
+    """Where published notifications come from; `AtomicRedisClientProtocol` is one."""
+
+    def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Entered once a publish reaches the iterator; raises redis-py's exceptions."""
+        ...
+
+    def get_user_channel(self, user_id: str) -> str:
+        """The channel of one user."""
+        ...
+
+
+class BackplaneHealthProtocol(Protocol):
+    """Whether notifications can come."""
+
+    @property
+    def hears(self) -> bool:
+        """True where the subscription connection has heard of Redis within the last seconds."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises redis-py's exceptions where Redis does not answer."""
+        ...
+
+
+class MessageListenerProtocol(Protocol):
+    """Brings a user's publications to one connection."""
+
+    async def listen(self, connection: Connection, payloads: AsyncIterator[bytes]) -> CloseReason:
+        """Offer each payload to the connection's outbox; returns why it had to stop."""
+        ...
+
+
+class SocketProtocol(Protocol):
+    """One WebSocket as its session sees it. Every send waits for the peer as long as it takes."""
+
+    async def accept(self, subprotocol: str | None) -> None:
+        """Answer the upgrade; nothing happens where that is done already."""
+        ...
+
+    async def send(self, text: str) -> None:
+        """Write one text frame."""
+        ...
+
+    async def receive(self) -> str | bytes:
+        """The next message; never returns once the peer is gone: the session is cancelled."""
+        ...
+
+    async def close(self, code: int, reason: str) -> None:
+        """Write the close frame."""
+        ...

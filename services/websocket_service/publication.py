@@ -1,0 +1,75 @@
+"""What was published, decoded at most once however many connections it goes to."""
+
+import json
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from huleedu_service_libs.redis_subscriptions import Payload
+
+_TYPE = '{"type":"notification"'
+
+
+class Publication(Payload):
+    """A payload with what the connections need of it, each computed on first use and kept."""
+
+    @cached_property
+    def text(self) -> str | None:
+        """The payload as text, exactly; None where it is not UTF-8: no text frame can hold it."""
+        try:
+            return self.decode()
+        except UnicodeDecodeError:
+            return None
+
+    @cached_property
+    def notification(self) -> str | None:
+        """The v1 frame: the object with `type` in front; None where it is no JSON object."""
+        fields = self._object
+        if fields is None or self.text is None:
+            return None
+        if "type" in fields:
+            # Two fields of one name: parsers take the last, and the frame would lose its type.
+            fields = {**fields, "type": "notification"}
+            return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+        if not fields:
+            return _TYPE + "}"
+        return f"{_TYPE},{self.text.lstrip()[1:]}"
+
+    @cached_property
+    def trace_context(self) -> dict[str, Any] | None:
+        """`metadata`, where it holds a W3C traceparent."""
+        # Most payloads carry none: look before parsing.
+        if self.find(b'"traceparent"') < 0 or self._object is None:
+            return None
+        metadata = self._object.get("metadata")
+        if isinstance(metadata, dict) and isinstance(metadata.get("traceparent"), str):
+            return metadata
+        return None
+
+    @cached_property
+    def published_at(self) -> float | None:
+        """Seconds since the epoch, from `timestamp` or an envelope's `event_timestamp`."""
+        if self.find(b'timestamp"') < 0 or self._object is None:
+            return None
+        for name in ("timestamp", "event_timestamp"):
+            value = self._object.get(name)
+            if isinstance(value, str):
+                try:
+                    at = datetime.fromisoformat(value)
+                    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+                except (ValueError, OverflowError):
+                    return None
+        return None
+
+    @cached_property
+    def _object(self) -> dict[str, Any] | None:
+        try:
+            value = json.loads(self.text or "", parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(constant: str) -> None:
+    # NaN and Infinity: Python reads them, browsers do not.
+    raise ValueError(constant)

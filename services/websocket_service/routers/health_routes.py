@@ -1,0 +1,89 @@
+"""Liveness, readiness, and what they rest on."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from dishka import FromDishka
+from quart import Blueprint, request
+from quart_dishka import inject
+from redis.exceptions import RedisError
+
+from huleedu_service_libs.error_handling import raise_service_unavailable
+from huleedu_service_libs.error_handling.quart import extract_correlation_id
+from services.websocket_service.config import Settings
+from services.websocket_service.hub import ConnectionHub
+from services.websocket_service.protocols import BackplaneHealthProtocol
+
+health_blueprint = Blueprint("health", __name__)
+
+_STARTED_AT = time.monotonic()
+
+
+@health_blueprint.get("/healthz")
+@inject
+async def healthz(settings: FromDishka[Settings]) -> dict[str, Any]:
+    """Alive; says nothing of what the service depends on."""
+    return {
+        "service": settings.SERVICE_NAME,
+        "status": "healthy",
+        "message": "The WebSocket service is alive",
+        "environment": settings.ENVIRONMENT.value,
+        "timestamp": datetime.now(UTC).isoformat(),
+        "uptime_seconds": round(time.monotonic() - _STARTED_AT, 3),
+    }
+
+
+@health_blueprint.get("/readyz")
+@inject
+async def readyz(
+    settings: FromDishka[Settings],
+    hub: FromDishka[ConnectionHub],
+    backplane: FromDishka[BackplaneHealthProtocol],
+) -> tuple[dict[str, Any], int]:
+    """Whether to send connections here, with a word on each thing that it rests on."""
+    checks = {
+        "redis": "ok" if backplane.hears else "not heard within the last seconds",
+        "draining": "yes" if hub.draining else "no",
+        "capacity": "full" if hub.full else "ok",
+        "token_key": settings.token_key_problem or "ok",
+    }
+    ready = backplane.hears and not hub.draining and not hub.full and not settings.token_key_problem
+    return {
+        "service": settings.SERVICE_NAME,
+        "status": "ready" if ready else "not_ready",
+        "checks": checks,
+    }, (200 if ready else 503)
+
+
+@health_blueprint.get("/healthz/redis")
+@inject
+async def redis_health(
+    settings: FromDishka[Settings], backplane: FromDishka[BackplaneHealthProtocol]
+) -> dict[str, str]:
+    """Whether Redis answers now; 503 with the error body where it does not."""
+    try:
+        await backplane.ping()
+    except RedisError:
+        raise_service_unavailable(
+            settings.SERVICE_NAME,
+            "redis_health",
+            "redis",
+            "Redis does not answer",
+            extract_correlation_id(request),
+        )
+    return {"service": "redis", "status": "healthy"}
+
+
+@health_blueprint.get("/healthz/websocket")
+@inject
+async def websocket_health(
+    settings: FromDishka[Settings], hub: FromDishka[ConnectionHub]
+) -> dict[str, Any]:
+    """How many connections there are."""
+    return {
+        "service": "websocket_manager",
+        "status": "healthy",
+        "total_connections": hub.statistics().connections,
+        "max_connections_per_user": settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER,
+    }
