@@ -116,7 +116,7 @@ class SessionServer:
                 self._refused(reason, detail)
             except Exception:
                 reason, detail = DEFECT, None
-                logger.exception("session_failed")
+                logger.exception("session failed")
             span.set_attribute("websocket.close_code", reason.code)
             await self._close(socket, upgrade, reason, detail)
 
@@ -125,7 +125,7 @@ class SessionServer:
         self._hub.counts.refused[str(why)] += 1
         # Theirs to mend: a line. Ours: somebody's attention.
         write = logger.error if reason.reconnect is Reconnect.AFTER_DELAY else logger.info
-        write("handshake_refused", close_code=reason.code, reason=why, message=detail.message)
+        write("handshake refused", close_code=reason.code, reason=why, message=detail.message)
 
     async def _live(self, socket: SocketProtocol, upgrade: Upgrade, span: Span) -> CloseReason:
         """Everything between the upgrade and the close frame; returns with all of it released.
@@ -194,7 +194,7 @@ class SessionServer:
             try:
                 payloads = await stack.enter_async_context(self._backplane.subscribe(channel))
             except RedisError:
-                logger.exception("subscription_failed")
+                logger.exception("subscription failed")
                 raise_connection_error(
                     self._service,
                     "subscribe",
@@ -210,7 +210,7 @@ class SessionServer:
         loop = asyncio.get_running_loop()
         self._hub.counts.opened[connection.dialect] += 1
         logger.info(
-            "connection_opened", connection_id=connection.id, dialect=connection.dialect.value
+            "connection opened", connection_id=connection.id, dialect=connection.dialect.value
         )
         try:
             yield
@@ -228,7 +228,7 @@ class SessionServer:
             self._hub.counts.closed[reason.code] += 1
             self._hub.duration.observe(duration_s)
             logger.info(
-                "connection_closed",
+                "connection closed",
                 connection_id=connection.id,
                 close_code=reason.code,
                 reason=reason.message,

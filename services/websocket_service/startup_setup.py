@@ -40,7 +40,7 @@ class Lifespan:
         keeper = await self._container.get(ConnectionKeeper)
         await self._resources.enter_async_context(keeper.running())
         hypercorn_tuning.before_shutdown(self.drain)
-        logger.info("service_started")
+        logger.info("service started")
 
     async def drain(self) -> None:
         """Tell every client to come back later, and wait until they have gone."""
@@ -55,4 +55,4 @@ class Lifespan:
         """Under a server that told us nothing before, the drain comes now."""
         await self.drain()
         await self._resources.aclose()
-        logger.info("service_stopped")
+        logger.info("service stopped")

@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.websocket_service.cli.output import CliErrors, is_coloured, print_json, printable
+from services.websocket_service.cli.output import (
+    CliProblemsError,
+    is_coloured,
+    print_json,
+    printable,
+)
 
 if TYPE_CHECKING:
     from services.websocket_service.cli.effective_settings import Setting
@@ -35,7 +40,7 @@ def check_config(*, as_json: bool) -> None:
     else:
         _print_table(inspection.rows)
     if inspection.problems:
-        raise CliErrors(inspection.problems)
+        raise CliProblemsError(inspection.problems)
 
 
 def _print_table(rows: "list[Setting]") -> None:
@@ -46,7 +51,9 @@ def _print_table(rows: "list[Setting]") -> None:
     for index, (name, value, source) in enumerate(lines):
         text = f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}"
         is_plain = index > 0 and source != "default"
-        click.echo(text if is_plain or not coloured else click.style(text, dim=True), color=coloured)
+        click.echo(
+            text if is_plain or not coloured else click.style(text, dim=True), color=coloured
+        )
 
 
 def _text(value: Any) -> str:

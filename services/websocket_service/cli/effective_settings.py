@@ -20,7 +20,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
 )
 
-from services.websocket_service.cli.output import CliErrors
+from services.websocket_service.cli.output import CliProblemsError, say
 from services.websocket_service.config import Settings
 
 MASK = "********"
@@ -76,12 +76,12 @@ class _Resolved(Settings):
 def load_settings() -> Settings:
     """The settings from the environment and `.env`.
 
-    Raises CliErrors, one line per variable, if a value is invalid. Values that are valid but
+    Raises CliProblemsError, one line per variable, if a value is invalid. Values that are valid but
     insecure or missing are for `Settings.problems()`.
     """
     settings, _, problems = _read()
     if settings is None:
-        raise CliErrors(problems)
+        raise CliProblemsError(problems)
     return settings
 
 
@@ -96,19 +96,31 @@ def jwt_secret(settings: Settings) -> str | None:
     return secret if secret.strip() else None
 
 
-def service_problems(settings: Settings) -> list[str]:
-    """What keeps a service with these settings from starting or from being safe."""
+def require_usable(settings: Settings) -> None:
+    """Say what is wrong with the settings on stderr, where the service can run nevertheless.
+
+    Raises CliProblemsError, one line per problem, where it can't or must not: with what is no
+    Redis URL, and in production with any problem.
+    """
     problems = settings.problems()
-    if urlsplit_scheme(settings.REDIS_URL) not in _REDIS_SCHEMES:
-        problems.append(
-            f"REDIS_URL is {masked_url(settings.REDIS_URL)!r}: it must start with redis://, "
-            "rediss:// or unix://"
-        )
-    return problems
+    unusable = redis_url_problems(settings)
+    if unusable or (problems and settings.is_production):
+        raise CliProblemsError(unusable + problems)
+    for problem in problems:
+        say(f"Warning: {problem}")
 
 
-def urlsplit_scheme(url: str) -> str:
-    """The scheme in lower case, or an empty string for what is no URL."""
+def redis_url_problems(settings: Settings) -> list[str]:
+    """One sentence if REDIS_URL is none that redis-py could use."""
+    if _scheme(settings.REDIS_URL) in _REDIS_SCHEMES:
+        return []
+    return [
+        f"REDIS_URL is {masked_url(settings.REDIS_URL)!r}: it must start with redis://, "
+        "rediss:// or unix://"
+    ]
+
+
+def _scheme(url: str) -> str:
     try:
         return urlsplit(url).scheme
     except ValueError:
@@ -139,7 +151,7 @@ def inspect_settings() -> Inspection:
             )
         )
     if settings is not None:
-        problems = service_problems(settings)
+        problems = redis_url_problems(settings) + settings.problems()
     return Inspection(settings, rows, problems)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from huleedu_service_libs.testing.jwt_helpers import create_jwt
-
 from services.websocket_service.cli.output import CliError
 from services.websocket_service.cli.target import SigningKey
 

@@ -18,9 +18,7 @@ from services.websocket_service.cli.parameters import DEV_PORT, JSON_OBJECT, TEX
 )
 @DEV_PORT
 @click.option("--json", "as_json", is_flag=True, help="Print the number of receivers as JSON.")
-def notify(
-    user: str, event: str, data: dict[str, Any], port: int | None, *, as_json: bool
-) -> None:
+def notify(user: str, event: str, data: dict[str, Any], port: int | None, *, as_json: bool) -> None:
     """Publish a notification and print how many service processes received it.
 
     A process receives it if the user has a connection there.

@@ -15,7 +15,7 @@ class CliError(click.ClickException):
         return printable(self.message)
 
 
-class CliErrors(CliError):
+class CliProblemsError(CliError):
     """Several independent failures, one line each; exit status 1."""
 
     def __init__(self, problems: list[str]) -> None:

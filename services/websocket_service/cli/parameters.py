@@ -30,9 +30,7 @@ class _Text(click.ParamType[str]):
 
     name = "text"
 
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value.strip():
             self.fail("must not be empty", param, ctx)
         try:
@@ -47,9 +45,7 @@ class _Token(click.ParamType[str]):
 
     name = "jwt"
 
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not _TOKEN.fullmatch(value):
             self.fail("is no JWT: it has characters that a token never has", param, ctx)
         return value
@@ -75,9 +71,7 @@ class _Duration(click.ParamType[timedelta]):
 class _WebSocketUrl(click.ParamType[str]):
     name = "url"
 
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             parts = urlsplit(value)
             usable = parts.scheme in {"ws", "wss"} and parts.hostname and parts.port != 0

@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from huleedu_service_libs.error_handling import HuleEduError
-from huleedu_service_libs.redis_client import RedisClient
 from redis.exceptions import RedisError
 
+from huleedu_service_libs.error_handling import HuleEduError
+from huleedu_service_libs.redis_client import RedisClient
 from services.websocket_service.cli.effective_settings import masked_url
 from services.websocket_service.cli.output import CliError
 from services.websocket_service.cli.target import Backplane
@@ -51,5 +51,8 @@ async def _redis(backplane: Backplane) -> AsyncIterator[RedisClient]:
         raise CliError(
             f"Redis at {shown_url} can't be used ({reason}): start it, or correct REDIS_URL"
         ) from None
-    except ValueError as error:
-        raise CliError(f"REDIS_URL {shown_url!r} is no Redis URL: {error}") from None
+    except ValueError:
+        # The parser's own message can quote what it took for a port, which may be a password.
+        raise CliError(
+            f"REDIS_URL {shown_url!r} is no Redis URL: write it like redis://:password@host:6379/0"
+        ) from None

@@ -63,9 +63,7 @@ def backplane(dev_port: int | None = None) -> Backplane:
     """
     settings = load_settings()
     if is_set(settings, "REDIS_URL") and dev_port is None:
-        return Backplane(
-            redis_url=settings.REDIS_URL, channel_prefix=settings.REDIS_CHANNEL_PREFIX
-        )
+        return Backplane(redis_url=settings.REDIS_URL, channel_prefix=settings.REDIS_CHANNEL_PREFIX)
     dev = _required_dev(dev_port, "REDIS_URL")
     return Backplane(redis_url=dev.redis_url, channel_prefix=dev.channel_prefix)
 

@@ -34,7 +34,7 @@ class MessageListener:
                 if text is None:
                     self._hub.counts.undeliverable += 1
                     logger.warning(
-                        "payload_undeliverable",
+                        "payload undeliverable",
                         dialect=connection.dialect.value,
                         payload_bytes=len(publication),
                     )

@@ -43,7 +43,7 @@ def test_logged_text_stays_in_its_line(text: str) -> None:
     logger.info(text)
     logger.info("value", field=text, nested=[text], rude=Rude(text), logger_name=text)
     logger.info("positional %s", text)
-    logger.info("key", **{text or "x": 1})
+    logger.info("key", **{f"field{text}": 1})
     logging.getLogger("library").warning("%s", text)
     logging.getLogger("library").warning("extra", extra={"rude": Rude(text)})
 

@@ -44,19 +44,17 @@ class _Tracing:
     """The process's tracer provider with what its shutdown needs."""
 
     def __init__(self, service_name: str) -> None:
-        # The SDK's exit hook is off: it would wait for 30 s.
+        # `shutdown_tracing` takes the place of the SDK's exit hook, which may wait for 30 s.
         self.provider = TracerProvider(
             resource=Resource.create({SERVICE_NAME: service_name}), shutdown_on_exit=False
         )
         self._exporter = _configured_exporter()
-        self._stopped = False
         if self._exporter is not None:
             self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
 
     def shutdown(self, timeout_s: float) -> None:
-        if self._exporter is None or self._stopped:
+        if self._exporter is None:
             return
-        self._stopped = True
         # Sending goes on in daemon threads, which don't outlive the process.
         flush = threading.Thread(
             target=self.provider.shutdown, name="tracing-shutdown", daemon=True
@@ -83,7 +81,7 @@ def init_tracing(service_name: str) -> Tracer:
     """
     global _tracing  # noqa: PLW0603 - OpenTelemetry's provider is one per process, so is this
     with _lock:
-        if _tracing is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             _tracing = _Tracing(service_name)
             trace.set_tracer_provider(_tracing.provider)
             propagate.set_global_textmap(W3C_TRACE_CONTEXT)

@@ -1,0 +1,213 @@
+"""What subscribers of one process hear through the connection that they share."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from huleedu_service_libs.redis_client import RedisClient
+from huleedu_service_libs.redis_server import RedisServer
+from huleedu_service_libs.redis_subscriptions import (
+    PAYLOAD_OVERHEAD_BYTES,
+    Payload,
+    SubscriptionHub,
+    SubscriptionOverflowError,
+)
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(payloads=st.lists(st.binary(max_size=200), max_size=20))
+async def test_bytes_and_order(client: RedisClient, payloads: list[bytes]) -> None:
+    """Whatever bytes are published arrive unchanged and in the order of publication."""
+    async with client.subscribe("raw") as subscription:
+        for payload in payloads:
+            await client.publish("raw", payload)
+        assert [await anext(subscription) for _ in payloads] == payloads
+
+
+async def test_large_payload(client: RedisClient) -> None:
+    """A payload of a megabyte arrives whole."""
+    payload = bytes(range(256)) * 4096
+    async with client.subscribe("raw") as subscription:
+        await client.publish("raw", payload)
+        assert await anext(subscription) == payload
+
+
+async def test_text_is_utf8(client: RedisClient) -> None:
+    """Text is published as UTF-8."""
+    async with client.subscribe("raw") as subscription:
+        await client.publish("raw", "Räksmörgås 🦐")
+        assert await anext(subscription) == "Räksmörgås 🦐".encode()
+
+
+async def test_each_subscriber_hears_each_payload_once(client: RedisClient) -> None:
+    """All subscribers of a channel get each payload exactly once, as one shared object."""
+    async with AsyncExitStack() as stack:
+        subscriptions = [
+            await stack.enter_async_context(client.subscribe("shared")) for _ in range(10)
+        ]
+        # Redis counts one subscriber, whatever the process does with it.
+        assert [await client.publish("shared", b"%d" % i) for i in range(20)] == [1] * 20
+        heard = [[await anext(s) for _ in range(20)] for s in subscriptions]
+    assert heard[0] == [b"%d" % i for i in range(20)]
+    for others in heard[1:]:
+        assert all(a is b for a, b in zip(heard[0], others, strict=True))
+
+
+async def test_channels_do_not_mix(client: RedisClient) -> None:
+    """A subscriber hears its own channel and no other."""
+    async with client.subscribe("a") as a, client.subscribe("b") as b:
+        await client.publish("b", b"for b")
+        await client.publish("a", b"for a")
+        assert await anext(a) == b"for a"
+        assert await anext(b) == b"for b"
+
+
+async def test_entered_means_heard(client: RedisClient) -> None:
+    """What is published right after a subscription was entered arrives, a hundred times of 100."""
+    for i in range(100):
+        async with client.subscribe(f"entered:{i % 7}") as subscription:
+            assert await client.publish(f"entered:{i % 7}", b"%d" % i) == 1
+            assert await anext(subscription) == b"%d" % i
+
+
+async def test_time_of_arrival(client: RedisClient) -> None:
+    """A payload knows when the process had it."""
+    loop = asyncio.get_running_loop()
+    async with client.subscribe("timed") as subscription:
+        before = loop.time()
+        await client.publish("timed", b"now")
+        payload = await anext(subscription)
+    assert isinstance(payload, Payload)
+    assert before <= payload.received_at <= loop.time()
+
+
+async def test_one_connection(client: RedisClient, admin: Redis) -> None:
+    """Sixty subscribers of twenty channels cost Redis one connection."""
+    async with AsyncExitStack() as stack:
+        for i in range(60):
+            await stack.enter_async_context(client.subscribe(f"many:{i % 20}"))
+        connections = await admin.client_list(_type="pubsub")
+        assert [c["name"] for c in connections] == ["test:subscriptions"]
+        assert connections[0]["sub"] == "20"
+        statistics = client.subscription_statistics()
+    assert (statistics.channels, statistics.subscriptions) == (20, 60)
+    assert statistics.connections_opened == 1
+
+
+async def test_no_subscriber_no_connection(client: RedisClient, admin: Redis) -> None:
+    """A process that never subscribes opens no subscription connection."""
+    await client.ping()
+    assert await admin.client_list(_type="pubsub") == []
+    assert client.subscription_statistics().silent_for_s is None
+
+
+async def test_last_one_out_unsubscribes(client: RedisClient, admin: Redis) -> None:
+    """The channel is given up when its last subscriber leaves, and not before."""
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        await first.enter_async_context(client.subscribe("room"))
+        staying = await second.enter_async_context(client.subscribe("room"))
+        await first.aclose()
+        assert await client.publish("room", b"still here") == 1
+        assert await anext(staying) == b"still here"
+    # The UNSUBSCRIBE left in order, so a subscription that was acknowledged after it proves it.
+    async with client.subscribe("another"):
+        assert await admin.pubsub_channels() == [b"another"]
+        assert await client.publish("room", b"anybody?") == 0
+
+
+async def test_what_was_queued_belongs_to_its_subscriber(client: RedisClient) -> None:
+    """A subscriber that comes later does not hear what was published before."""
+    async with client.subscribe("room") as early:
+        await client.publish("room", b"before")
+        async with client.subscribe("room") as late:
+            await client.publish("room", b"after")
+            assert await anext(late) == b"after"
+        assert [await anext(early), await anext(early)] == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("size", [0, 100])
+async def test_overflow_ends_only_its_own_subscription(
+    server: RedisServer, client: RedisClient, size: int
+) -> None:
+    """A subscriber that does not keep up loses its subscription; its neighbour loses nothing."""
+    limit = 10 * (size + PAYLOAD_OVERHEAD_BYTES)
+    async with (
+        SubscriptionHub(server.url, client_name="hub", max_pending_bytes=limit) as hub,
+        hub.subscribe("busy") as slow,
+        hub.subscribe("busy") as quick,
+    ):
+        for _ in range(10):
+            await client.publish("busy", bytes(size))
+            assert await anext(quick) == bytes(size)
+        assert hub.statistics().overflows == 0
+        for _ in range(3):
+            await client.publish("busy", bytes(size))
+            assert await anext(quick) == bytes(size)
+        with pytest.raises(SubscriptionOverflowError, match=str(limit)):
+            await anext(slow)
+        assert hub.statistics().overflows == 1
+        # Taking the place of the one that failed starts afresh.
+        async with hub.subscribe("busy") as again:
+            await client.publish("busy", b"fresh")
+            assert await anext(again) == b"fresh"
+
+
+async def test_taking_payloads_makes_room(server: RedisServer, client: RedisClient) -> None:
+    """A subscriber that keeps up never overflows, however much it hears."""
+    limit = 2 * (100 + PAYLOAD_OVERHEAD_BYTES)
+    async with (
+        SubscriptionHub(server.url, client_name="hub", max_pending_bytes=limit) as hub,
+        hub.subscribe("busy") as subscription,
+    ):
+        for _ in range(50):
+            await client.publish("busy", bytes(100))
+            assert len(await anext(subscription)) == 100
+
+
+async def test_one_consumer(client: RedisClient) -> None:
+    """Two tasks that read one subscription are told, rather than one of them never woken."""
+    async with client.subscribe("room") as subscription, asyncio.TaskGroup() as tasks:
+
+        async def read() -> bytes:
+            return await anext(subscription)
+
+        first = tasks.create_task(read())
+        await asyncio.sleep(0)  # the first one waits from here on
+        with pytest.raises(RuntimeError, match="one consumer"):
+            await read()
+        await client.publish("room", b"hello")
+        assert await first == b"hello"
+
+
+async def test_a_cancelled_read_loses_nothing(client: RedisClient) -> None:
+    """A subscriber that stops waiting and comes back gets the payload that came meanwhile."""
+    async with client.subscribe("room") as subscription:
+
+        async def read() -> bytes:
+            return await anext(subscription)
+
+        for i in range(20):
+            task = asyncio.create_task(read())
+            await asyncio.sleep(0)  # it waits from here on
+            task.cancel()
+            await asyncio.wait([task])
+            await client.publish("room", b"%d" % i)
+            assert await anext(subscription) == b"%d" % i
+
+
+async def test_statistics_count(client: RedisClient) -> None:
+    """The statistics tell how much was heard, each message once."""
+    async with client.subscribe("a") as first, client.subscribe("a") as second:
+        await client.publish("a", b"12345")
+        await anext(first)
+        await anext(second)
+        statistics = client.subscription_statistics()
+    assert (statistics.messages, statistics.bytes, statistics.overflows) == (1, 5, 0)
+    assert statistics.connected
+    assert statistics.silent_for_s is not None

@@ -1,0 +1,64 @@
+import signal
+import sys
+
+import click
+
+from services.websocket_service.cli.output import CliError
+from services.websocket_service.cli.parameters import PORT
+
+APPLICATION = "services.websocket_service.main:app"
+
+
+@click.command()
+@click.option("--port", type=PORT, default=None, help="TCP port  [default: WEBSOCKET_SERVICE_PORT]")
+@click.option(
+    "--host",
+    default="0.0.0.0",  # noqa: S104 - in a container, the outside decides who gets in
+    show_default=True,
+    help="Address to listen on.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the port.",
+)
+def serve(port: int | None, host: str, workers: int) -> None:
+    """Run the service for production, with the settings that `check-config` prints.
+
+    SIGTERM or Ctrl-C closes every connection with 1012 and ends with status 0.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Until Hypercorn's own handlers are there, nothing has been started.
+        signal.signal(number, lambda *_: sys.exit(0))
+
+    # Imported late: see the package.
+    from hypercorn.config import Config  # noqa: PLC0415
+    from hypercorn.run import run  # noqa: PLC0415
+    from hypercorn.utils import LifespanFailureError  # noqa: PLC0415
+
+    from services.websocket_service.cli.effective_settings import (  # noqa: PLC0415
+        load_settings,
+        require_usable,
+    )
+    from services.websocket_service.cli.listening import listen  # noqa: PLC0415
+
+    settings = load_settings()
+    require_usable(settings)
+    listener = listen(host, settings.WEBSOCKET_SERVICE_PORT if port is None else port)
+
+    config = Config()
+    config.application_path = APPLICATION
+    config.workers = workers if workers > 1 else 0
+    # Not host:port: with several workers Hypercorn shares the port with whoever else wants it.
+    config.bind = [f"fd://{listener.detach()}"]
+    config.accesslog = None
+    try:
+        status = run(config)
+    except LifespanFailureError as error:
+        raise CliError(f"the service did not start: {error}") from None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A second Ctrl-C must not disturb the interpreter's end.
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

@@ -1,0 +1,48 @@
+import asyncio
+
+import click
+
+from services.websocket_service.cli.parameters import DEV_PORT, TEXT, TOKEN, WEBSOCKET_URL
+from services.websocket_service.cli.signals import run_until_stopped
+
+
+@click.command()
+@click.option("--user", type=TEXT, default=None, help="Whose notifications  [default: teacher-1]")
+@click.option("--token", type=TOKEN, default=None, help="A JWT, where there is no secret.")
+@click.option(
+    "--url", type=WEBSOCKET_URL, default=None, help="The service, like ws://127.0.0.1:8081/ws."
+)
+@DEV_PORT
+@click.option("--count", type=click.IntRange(min=1), default=None, help="End after so many.")
+@click.option("--verbose", is_flag=True, help="Show heartbeats and the like too.")
+@click.option("--json", "as_json", is_flag=True, help="Print each frame as one line of JSON.")
+def tail(
+    user: str | None,
+    token: str | None,
+    url: str | None,
+    port: int | None,
+    count: int | None,
+    *,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Print notifications as they arrive, until Ctrl-C.
+
+    Reconnects when the connection breaks, and goes on where it was.
+    """
+    if user is not None and token is not None:
+        raise click.UsageError("--user and --token exclude each other: a token names its user")
+
+    async def run(stop: asyncio.Event) -> None:
+        # Imported once Ctrl-C is handled.
+        from services.websocket_service.cli.printing import FramePrinter  # noqa: PLC0415
+        from services.websocket_service.cli.terminal_client import (  # noqa: PLC0415
+            choose_endpoint,
+            run_tail,
+        )
+
+        endpoint = choose_endpoint(user=user, token=token, url=url, dev_port=port)
+        printer = FramePrinter(as_json=as_json, verbose=verbose, count=count)
+        await run_tail(endpoint, printer, stop)
+
+    run_until_stopped(run)

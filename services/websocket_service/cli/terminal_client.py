@@ -1,0 +1,239 @@
+"""The client behind `tail`: connects, receives, and comes back when the connection breaks."""
+
+import asyncio
+import contextlib
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
+from websockets.typing import Subprotocol
+
+from services.websocket_service.cli.backoff import Backoff
+from services.websocket_service.cli.closing import Closing
+from services.websocket_service.cli.minting import mint
+from services.websocket_service.cli.output import CliError, say
+from services.websocket_service.cli.printing import Frame, FramePrinter, ReaderGoneError
+from services.websocket_service.cli.target import service_url, signing_key
+
+DEFAULT_USER = "teacher-1"
+_SUBPROTOCOL = "huleedu.notify.v1"
+_TOKEN_LIFETIME = timedelta(days=1)
+_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+_OPEN_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 1.0
+# A connection that lived this long was a success: the next failure is a new one.
+_STABLE_AFTER_S = 10.0
+# One text frame holds as much as the service's outbox: 16 MiB, and room for commas.
+_MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+_ABNORMAL_CLOSURE = 1006
+_FIRST_SERVER_ERROR = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect (no credential in the URL), and a credential for each attempt."""
+
+    url: str
+    credential: Callable[[], str] = field(repr=False)
+
+
+def choose_endpoint(
+    *, user: str | None, token: str | None, url: str | None, dev_port: int | None
+) -> Endpoint:
+    """What the command line names, completed from the environment or a running `dev`.
+
+    A URL as `dev` prints it, with its token in it, is taken apart.
+
+    Raises CliError if there is no secret to make a token with.
+    """
+    chosen_url, token_of_url = _without_token(url or service_url(dev_port))
+    if token is None and user is None:
+        token = token_of_url
+    if token is not None:
+        given = token
+        return Endpoint(chosen_url, lambda: given)
+    key = signing_key(dev_port)
+    # A fresh one for each attempt: a tail may run for longer than a token lives.
+    return Endpoint(chosen_url, lambda: mint(key, user or DEFAULT_USER, _TOKEN_LIFETIME).token)
+
+
+def _without_token(url: str) -> tuple[str, str | None]:
+    parts = urlsplit(url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    token = next((value for name, value in query if name == "token"), None)
+    kept = urlencode([(name, value) for name, value in query if name != "token"])
+    return urlunsplit(parts._replace(query=kept, fragment="")), token or None
+
+
+async def run_tail(endpoint: Endpoint, printer: FramePrinter, stop: asyncio.Event) -> None:
+    """Print frames until `stop` is set, the printer is done or nobody reads stdout any more.
+
+    Raises CliError if the first attempt fails or the service refuses for good.
+    """
+    with _reader_watched(stop):
+        tailing = asyncio.create_task(_Tail(endpoint, printer).run())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({tailing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not tailing.done():
+            # Leaves through the connection's own end, which sends a close frame.
+            tailing.cancel()
+        try:
+            await tailing
+        except ReaderGoneError:
+            _discard_stdout()
+        except asyncio.CancelledError:
+            pass
+
+
+class _Tail:
+    def __init__(self, endpoint: Endpoint, printer: FramePrinter) -> None:
+        self._endpoint = endpoint
+        self._printer = printer
+        self._backoff = Backoff()
+        self._was_connected = False
+        self._cursor: str | None = None
+
+    async def run(self) -> None:
+        """One connection after the other."""
+        while True:
+            opened_at = time.monotonic()
+            try:
+                async with self._connection() as connection:
+                    await self._receive(connection)
+                    return
+            except ConnectionClosed as closed:
+                closing = _closing(closed)
+            except (OSError, WebSocketException) as error:
+                closing = self._failed_attempt(error)
+            if closing.is_normal:
+                say("the service has closed the connection")
+                return
+            if closing.ends_tail:
+                raise CliError(f"the service refused: {closing.description}: {closing.advice}")
+            if time.monotonic() - opened_at > _STABLE_AFTER_S:
+                self._backoff.reset()
+            delay_s = closing.retry_after_s
+            if delay_s is None:
+                delay_s = self._backoff.next_delay_s()
+            say(f"connection lost ({closing.description}): reconnecting in {delay_s:.1f} s")
+            await asyncio.sleep(delay_s)
+
+    def _connection(self) -> connect:
+        url = self._endpoint.url
+        if self._cursor is not None:
+            separator = "&" if urlsplit(url).query else "?"
+            url = f"{url}{separator}{urlencode({'cursor': self._cursor})}"
+        credential = self._endpoint.credential()
+        try:
+            return connect(
+                url,
+                subprotocols=[Subprotocol(_SUBPROTOCOL), Subprotocol(f"bearer.{credential}")],
+                # Costs the service 90 KiB a connection.
+                compression=None,
+                # A proxy from the environment can't lead back to this machine.
+                proxy=None if urlsplit(url).hostname in _LOOPBACK_HOSTS else True,
+                open_timeout=_OPEN_TIMEOUT_S,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                max_size=_MAX_MESSAGE_BYTES,
+            )
+        except InvalidURI as error:
+            raise CliError(f"--url is no WebSocket URL: {error}") from None
+
+    async def _receive(self, connection: ClientConnection) -> None:
+        if connection.subprotocol != _SUBPROTOCOL:
+            self._connected("")
+        while True:
+            for frame in _frames(await connection.recv()):
+                if frame.get("type") == "welcome":
+                    self._connected(f" as {frame.get('user_id')}")
+                self._printer.show(frame)
+                cursor = frame.get("id")
+                if frame.get("type") == "notification" and isinstance(cursor, str):
+                    self._cursor = cursor
+                if self._printer.is_done:
+                    return
+
+    def _connected(self, as_whom: str) -> None:
+        again = " again" if self._was_connected else ""
+        self._was_connected = True
+        say(f"connected{again} to {self._endpoint.url}{as_whom} (Ctrl-C ends)")
+
+    def _failed_attempt(self, error: OSError | WebSocketException) -> Closing:
+        """The end of a connection that never was; raises CliError where trying on is no use."""
+        final = isinstance(error, InvalidStatus) and (
+            error.response.status_code < _FIRST_SERVER_ERROR
+        )
+        if self._was_connected and not final:
+            return Closing(_ABNORMAL_CLOSURE, _why(error))
+        raise CliError(
+            f"can't connect to {self._endpoint.url} ({_why(error)}): start the service with "
+            "`websocket-service dev`, or correct --url"
+        )
+
+
+def _closing(closed: ConnectionClosed) -> Closing:
+    if closed.rcvd is not None:
+        return Closing(closed.rcvd.code, closed.rcvd.reason)
+    if closed.sent is not None:
+        return Closing(closed.sent.code, closed.sent.reason)
+    return Closing(_ABNORMAL_CLOSURE, "no close frame")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, InvalidStatus):
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, InvalidHandshake):
+        return "no WebSocket service there"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _frames(message: str | bytes) -> list[Frame]:
+    """The frames of one message; what is no JSON object becomes the data of a notification."""
+    try:
+        value: Any = json.loads(message)
+    except ValueError:
+        value = message if isinstance(message, str) else repr(message)
+    values = value if isinstance(value, list) else [value]
+    return [each if isinstance(each, dict) else {"data": each} for each in values]
+
+
+@contextlib.contextmanager
+def _reader_watched(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` when the reader of our pipe goes away: `tail | head` ends at once."""
+    descriptor = sys.stdout.fileno()
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    # A pipe's writing end is never readable; what the loop reports here is its error state.
+    loop.add_reader(descriptor, stop.set)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _discard_stdout() -> None:
+    # What is still buffered would raise again when the interpreter flushes it at the end.
+    with open(os.devnull, "w", encoding="utf-8") as devnull:  # noqa: PTH123 - a device, not a file
+        os.dup2(devnull.fileno(), sys.stdout.fileno())
