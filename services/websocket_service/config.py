@@ -90,14 +90,14 @@ class Settings(JWTValidationSettings):
         default=65_536, description="Bytes of one inbound message; above it: close 1009"
     )
     WEBSOCKET_MAX_MESSAGES_PER_SECOND: PositiveInt = Field(
-        default=50,
+        default=100,
         description="Inbound messages per second and connection, sustained; above it: close 4009",
     )
     WEBSOCKET_MESSAGE_BURST: PositiveInt = Field(
-        default=200, description="Inbound messages that may come at once"
+        default=2_000, description="Inbound messages that may come at once"
     )
     WEBSOCKET_OUTBOX_MAX_BYTES: PositiveInt = Field(
-        default=16_777_216, description="Bytes waiting for one connection; above it: close 4008"
+        default=33_554_432, description="Bytes waiting for one connection; above it: close 4008"
     )
     WEBSOCKET_OUTBOX_MAX_FRAMES: PositiveInt = Field(
         default=20_000, description="Frames waiting for one connection; above it: close 4008"

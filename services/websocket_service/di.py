@@ -12,6 +12,7 @@ from prometheus_client import (
 )
 from quart_dishka import QuartProvider
 
+from common_core.timestamps import utc_now
 from huleedu_service_libs.observability import get_tracer
 from huleedu_service_libs.redis_client import RedisClient
 from services.websocket_service.config import Settings
@@ -98,6 +99,7 @@ class ServiceProvider(Provider):
                 idle_timeout_s=settings.WEBSOCKET_IDLE_TIMEOUT,
                 write_timeout_s=settings.WEBSOCKET_WRITE_TIMEOUT,
             ),
+            utc_now=utc_now,
         )
 
     @provide
@@ -134,6 +136,7 @@ class ServiceProvider(Provider):
             backplane=backplane,
             listener=listener,
             tracer=tracer,
+            utc_now=utc_now,
         )
 
     @provide

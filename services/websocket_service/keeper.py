@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from services.websocket_service import frames
 from services.websocket_service.close_reasons import (
@@ -39,9 +39,12 @@ class KeeperIntervals:
 class ConnectionKeeper:
     """Pings, heartbeats, and the ends that nobody else notices: expiry, silence, stuck writes."""
 
-    def __init__(self, hub: ConnectionHub, intervals: KeeperIntervals) -> None:
+    def __init__(
+        self, hub: ConnectionHub, intervals: KeeperIntervals, utc_now: Callable[[], datetime]
+    ) -> None:
         self._hub = hub
         self._intervals = intervals
+        self._utc_now = utc_now
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -57,7 +60,7 @@ class ConnectionKeeper:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._intervals.tick_s)
-            now, utc_now = loop.time(), datetime.now(UTC)
+            now, utc_now = loop.time(), self._utc_now()
             for connection in self._hub.connections():
                 self.attend(connection, now, utc_now)
 

@@ -18,11 +18,15 @@ class JWTValidatorProtocol(Protocol):
         ...
 
 
+class BackplaneUnavailableError(Exception):
+    """The backplane does not answer, or refuses."""
+
+
 class BackplaneProtocol(Protocol):
-    """Where published notifications come from; `AtomicRedisClientProtocol` is one."""
+    """Where published notifications come from."""
 
     def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Entered once a publish reaches the iterator; raises redis-py's exceptions."""
+        """Entered once a publish reaches the iterator; raises BackplaneUnavailableError."""
         ...
 
     def get_user_channel(self, user_id: str) -> str:
@@ -39,7 +43,7 @@ class BackplaneHealthProtocol(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Raises redis-py's exceptions where Redis does not answer."""
+        """Raises BackplaneUnavailableError where it does not answer."""
         ...
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from huleedu_service_libs.redis_subscriptions import Payload
+from huleedu_service_libs.payload import Payload
 
 _TYPE = '{"type":"notification"'
 

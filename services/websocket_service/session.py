@@ -9,13 +9,12 @@ peer which takes its time holds nothing but its own socket.
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import structlog
 from opentelemetry.trace import Span, SpanKind, Tracer
-from redis.exceptions import RedisError
 
 from common_core.error_enums import ErrorCode
 from common_core.models.error_models import ErrorDetail
@@ -51,6 +50,7 @@ from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.outbox import OutboundFrame
 from services.websocket_service.protocols import (
     BackplaneProtocol,
+    BackplaneUnavailableError,
     JWTValidatorProtocol,
     MessageListenerProtocol,
     SocketProtocol,
@@ -88,6 +88,7 @@ class SessionServer:
         backplane: BackplaneProtocol,
         listener: MessageListenerProtocol,
         tracer: Tracer,
+        utc_now: Callable[[], datetime],
     ) -> None:
         self._service = service
         self._limits = limits
@@ -97,6 +98,7 @@ class SessionServer:
         self._backplane = backplane
         self._listener = listener
         self._tracer = tracer
+        self._utc_now = utc_now
 
     async def serve(self, socket: SocketProtocol, upgrade: Upgrade) -> None:
         """Attend to a socket until it is closed. The server cancels this when the peer leaves."""
@@ -193,8 +195,8 @@ class SessionServer:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 payloads = await stack.enter_async_context(self._backplane.subscribe(channel))
-            except RedisError:
-                logger.exception("subscription failed")
+            except BackplaneUnavailableError as error:
+                logger.error("subscription failed", cause=str(error))  # noqa: TRY400 - no defect
                 raise_connection_error(
                     self._service,
                     "subscribe",
@@ -329,7 +331,7 @@ class SessionServer:
         counts.delivered_bytes += len(publication)
         if publication.published_at is not None:
             # Two hosts' clocks may disagree; a negative time helps nobody.
-            latency_s = max(0.0, datetime.now(UTC).timestamp() - publication.published_at)
+            latency_s = max(0.0, self._utc_now().timestamp() - publication.published_at)
         else:
             latency_s = asyncio.get_running_loop().time() - publication.received_at
         self._hub.latency.observe(latency_s)

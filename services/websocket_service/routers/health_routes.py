@@ -7,13 +7,12 @@ from typing import Any
 from dishka import FromDishka
 from quart import Blueprint, request
 from quart_dishka import inject
-from redis.exceptions import RedisError
 
 from huleedu_service_libs.error_handling import raise_service_unavailable
 from huleedu_service_libs.error_handling.quart import extract_correlation_id
 from services.websocket_service.config import Settings
 from services.websocket_service.hub import ConnectionHub
-from services.websocket_service.protocols import BackplaneHealthProtocol
+from services.websocket_service.protocols import BackplaneHealthProtocol, BackplaneUnavailableError
 
 health_blueprint = Blueprint("health", __name__)
 
@@ -64,7 +63,7 @@ async def redis_health(
     """Whether Redis answers now; 503 with the error body where it does not."""
     try:
         await backplane.ping()
-    except RedisError:
+    except BackplaneUnavailableError:
         raise_service_unavailable(
             settings.SERVICE_NAME,
             "redis_health",

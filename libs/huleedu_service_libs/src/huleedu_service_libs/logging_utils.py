@@ -164,7 +164,8 @@ def _readable_renderers() -> list[Processor]:
             colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
             # Each value is quoted, so it can't pass for another key or for a line of its own.
             repr_native_str=True,
-            # With rich installed the default prints local variables: tokens and personal data.
+            # Tracebacks arrive as text. The default, with rich installed, is a printer that adds
+            # local variables: tokens and personal data.
             exception_formatter=plain_traceback,
         ),
     ]

@@ -13,15 +13,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from huleedu_service_libs.payload import Payload
 from huleedu_service_libs.redis_channels import DEFAULT_CHANNEL_PREFIX
 from huleedu_service_libs.redis_commands import DEFAULT_TIMEOUT_S, NOT_STARTED, RedisCommands
 from huleedu_service_libs.redis_pubsub import RedisPubSub
 from huleedu_service_libs.redis_subscription_connection import parse_redis_url
-from huleedu_service_libs.redis_subscriptions import (
-    Payload,
-    SubscriptionHub,
-    SubscriptionStatistics,
-)
+from huleedu_service_libs.redis_subscriptions import SubscriptionHub, SubscriptionStatistics
 
 # Redis refuses a name with anything outside the printable ASCII characters.
 _NAME_CHARACTERS = range(ord("!"), ord("~") + 1)

@@ -26,6 +26,7 @@ from typing import Final, Self
 
 from redis import exceptions
 
+from huleedu_service_libs.payload import Payload
 from huleedu_service_libs.redis_subscription_connection import (
     SUBSCRIBE,
     UNSUBSCRIBE,
@@ -43,15 +44,6 @@ RECONNECT_FIRST_DELAY_S: Final = 0.05
 RECONNECT_MAX_DELAY_S: Final = 2.0
 # A hung Redis is noticed after at most 1 + 1/4 of the timeout: a ping is due every quarter.
 PINGS_PER_TIMEOUT: Final = 4
-
-
-class Payload(bytes):
-    """The bytes as published, one object for all subscribers of the channel.
-
-    `received_at` is the event loop's time in seconds at which the reader had it.
-    """
-
-    received_at: float
 
 
 class SubscriptionOverflowError(Exception):

@@ -231,12 +231,14 @@ def test_values_beyond_json_do_not_lose_the_line(run_script: RunScript) -> None:
         CONFIGURED
         + "cycle = []\n"
         + "cycle.append(cycle)\n"
-        + "logger.info('odd', number=float('nan'), cycle=cycle, keys={(1, 2): 3}, kept=[1])\n"
+        + "logger.info('odd', cycle=cycle, keys={(1, 2): 3}, kept=[1])\n"
+        + "logger.info('odd', number=float('nan'))\n"
         + "logger.info('odd', half='\\ud800', item=object)",
         LOG_FORMAT="json",
     )
-    odd, other = json_lines(finished.stderr)
-    assert (odd["number"], odd["cycle"], odd["keys"]) == ("nan", "[[...]]", "{(1, 2): 3}")
+    odd, number, other = json_lines(finished.stderr)
+    assert (odd["cycle"], odd["keys"]) == ("[[...]]", "{(1, 2): 3}")
+    assert number["number"] == "nan"
     assert odd["kept"] == [1]
     assert other["half"] == "\ud800"
     assert other["item"] == "<class 'object'>"

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from huleedu_service_libs.payload import Payload
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from huleedu_service_libs.redis_subscriptions import (
     PAYLOAD_OVERHEAD_BYTES,
-    Payload,
     SubscriptionHub,
     SubscriptionOverflowError,
 )
