@@ -114,10 +114,8 @@ def redis_url_problems(settings: Settings) -> list[str]:
     """One sentence if REDIS_URL is none that redis-py could use."""
     if _scheme(settings.REDIS_URL) in _REDIS_SCHEMES:
         return []
-    return [
-        f"REDIS_URL is {masked_url(settings.REDIS_URL)!r}: it must start with redis://, "
-        "rediss:// or unix://"
-    ]
+    shown = repr(masked_url(settings.REDIS_URL))
+    return [f"REDIS_URL is {shown}: it must start with redis://, rediss:// or unix://"]
 
 
 def _scheme(url: str) -> str:

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from services.websocket_service.cli.backoff import FIRST_DELAY_S, MAX_DELAY_S, Backoff
+from services.websocket_service.cli.closing import Closing
+
+
+@pytest.mark.parametrize("code", [1003, 1008, 1009, 4000])
+def test_where_trying_again_ends_the_same_way_tail_ends(code: int) -> None:
+    """Another attempt with the same credential or the same frame is no use."""
+    assert Closing(code, "").ends_tail
+
+
+@pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 4008, 4009])
+def test_what_passes_is_tried_again(code: int) -> None:
+    """Restarts, defects and slow networks end; tail goes on then."""
+    assert not Closing(code, "").ends_tail
+
+
+@pytest.mark.parametrize("code", [1012, 1013])
+def test_the_service_says_when_to_come_back(code: int) -> None:
+    """The delay in the close reason is in milliseconds."""
+    assert Closing(code, '{"retry_after_ms": 1500}').retry_after_s == 1.5
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["", "no JSON", "[]", "{}"]
+    + [json.dumps({"retry_after_ms": value}) for value in (-1, True, "5", None, float("nan"))],
+)
+def test_a_delay_that_makes_no_sense_is_no_delay(reason: str) -> None:
+    """Whatever the reason holds, tail falls back to its own delays."""
+    assert Closing(1012, reason).retry_after_s is None
+
+
+def test_an_endless_delay_is_cut() -> None:
+    """A mistake on the other side does not stop tail for good."""
+    assert Closing(1013, '{"retry_after_ms": 1e400}').retry_after_s == 86_400
+
+
+def test_the_description_has_what_the_service_said() -> None:
+    """A person reads the code, the error and the message."""
+    reason = '{"error_code": "AUTHENTICATION_ERROR", "message": "Token has expired"}'
+    assert Closing(1008, reason).description == "1008 AUTHENTICATION_ERROR, Token has expired"
+    assert Closing(1006, "").description == "1006"
+
+
+def test_delays_grow_to_a_limit_and_are_spread() -> None:
+    """Clients that lost the same server do not come back in step, nor ever stop trying."""
+    backoff = Backoff()
+    delays = [backoff.next_delay_s() for _ in range(2000)]
+    assert FIRST_DELAY_S / 2 <= delays[0] <= FIRST_DELAY_S
+    assert all(MAX_DELAY_S / 2 <= delay <= MAX_DELAY_S for delay in delays[10:])
+    assert len(set(delays[10:])) > 1
+    backoff.reset()
+    assert backoff.next_delay_s() <= FIRST_DELAY_S

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.typing import Subprotocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from services.websocket_service.tests.cli.conftest import Dev
+    from services.websocket_service.tests.cli.console import Console
+
+WELCOME = json.dumps({"type": "welcome", "user_id": "u", "heartbeat_ms": 30_000})
+DIALECT = Subprotocol("huleedu.notify.v1")
+TOKEN = "aaa.bbb.ccc"
+
+
+def notification(number: int, **fields: object) -> dict[str, object]:
+    return {"type": "notification", "event": f"event_{number}", "data": {"n": number}, **fields}
+
+
+@contextlib.asynccontextmanager
+async def service(
+    handler: Callable[[ServerConnection], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server of the v1 dialect that does what the test wants; yields its URL."""
+    server: Server
+    async with serve(handler, "127.0.0.1", 0, subprotocols=[DIALECT]) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws"
+
+
+async def test_notifications_of_a_running_dev_are_shown(console: Console, dev: Dev) -> None:
+    """Each line has time, event and data; after the asked number it ends with status 0."""
+    async with console.start("tail", "--user", "pupil", "--count", "2") as tail:
+        await tail.error_line(f"connected to ws://127.0.0.1:{dev.port}/ws as pupil")
+        for number in (1, 2):
+            published = await console.run(
+                *("notify", "--user", "pupil", "--event", f"event_{number}"),
+                *("--data", f'{{"n": {number}}}'),
+            )
+            assert published.out == "received by 1 process\n"
+            _, event, data = (await tail.line()).split("  ")
+            assert (event, json.loads(data)) == (f"event_{number}", {"n": number})
+        result = await tail.ended()
+    assert (result.status, result.out, result.err) == (0, "", "")
+
+
+async def test_the_url_that_dev_prints_can_be_pasted(console: Console, dev: Dev) -> None:
+    """The token in it is used, and does not travel in the URL."""
+    async with console.start("tail", "--url", dev.url) as tail:
+        line = await tail.error_line("connected")
+        assert dev.token not in line
+        assert line.startswith(f"connected to ws://127.0.0.1:{dev.port}/ws as teacher-1")
+
+
+async def test_ctrl_c_ends_it_quietly(console: Console, dev: Dev) -> None:
+    """Status 0, no traceback, however often it is pressed."""
+    async with console.start("tail", "--port", str(dev.port)) as tail:
+        await tail.error_line("connected")
+        tail.interrupt()
+        tail.interrupt()
+        result = await tail.ended()
+    assert (result.status, result.out, result.err) == (0, "", "")
+
+
+async def test_a_script_gets_each_object_of_each_frame_as_a_line(console: Console) -> None:
+    """An array in one frame is several lines; routine frames are left out unless asked for."""
+    heartbeat = {"type": "heartbeat", "at": "2026-01-01T00:00:00+00:00"}
+    sent = [notification(1, metadata={"é": "\u0085"}), heartbeat, notification(2)]
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send(json.dumps(sent))
+        await connection.wait_closed()
+
+    async with service(handler) as url:
+        common = ("tail", "--url", url, "--token", TOKEN, "--json", "--count", "2")
+        quiet = await console.run(*common)
+        verbose = await console.run(*common, "--verbose")
+    assert [json.loads(line) for line in quiet.out.split("\n")[:-1]] == [sent[0], sent[2]]
+    assert [json.loads(line) for line in verbose.out.split("\n")[:-1]] == [
+        json.loads(WELCOME),
+        *sent,
+    ]
+
+
+async def test_the_credential_travels_in_the_handshake_headers(console: Console) -> None:
+    """A URL ends up in logs of proxies; a token must not."""
+    requests = []
+
+    async def handler(connection: ServerConnection) -> None:
+        requests.append(connection.request)
+        await connection.send(json.dumps(notification(1)))
+        await connection.wait_closed()
+
+    async with service(handler) as url:
+        await console.run("tail", "--url", f"{url}?token={TOKEN}&a=b", "--count", "1")
+    (request,) = requests
+    assert request is not None
+    assert request.path == "/ws?a=b"
+    assert request.headers["Sec-WebSocket-Protocol"] == f"huleedu.notify.v1, bearer.{TOKEN}"
+
+
+async def test_what_could_steer_the_terminal_is_escaped(console: Console) -> None:
+    """A notification can't recolour, retitle or overwrite what the user sees."""
+    nasty = notification(1, event="e\x1b[31m\u202e", data={"a\x9b": "\x07\n\ud800"})
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(json.dumps(nasty))
+        await connection.wait_closed()
+
+    async with service(handler) as url:
+        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "1")
+    (line,) = result.out.split("\n")[:-1]
+    assert line.isprintable()
+
+
+async def test_a_terminal_shows_colours_unless_the_user_wants_none(console: Console) -> None:
+    """NO_COLOR counts; a pipe never gets any."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(json.dumps(notification(1)))
+        await connection.wait_closed()
+
+    async with service(handler) as url:
+        arguments = ("tail", "--url", url, "--token", TOKEN, "--count", "1")
+        coloured = await console.on_terminal(*arguments)
+        plain = await console.on_terminal(*arguments, NO_COLOR="1")
+        dumb = await console.on_terminal(*arguments, TERM="dumb")
+        piped = await console.run(*arguments)
+    assert "\x1b[36m" in coloured
+    assert "event_1" in coloured
+    assert "\x1b" not in plain + dumb + piped.out
+
+
+async def test_it_comes_back_and_goes_on_where_it_was(console: Console) -> None:
+    """After a broken connection the last id goes along, so that nothing is missed."""
+    cursors = []
+
+    async def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        cursors.append(parse_qs(urlsplit(connection.request.path).query).get("cursor"))
+        await connection.send(WELCOME)
+        if len(cursors) == 1:
+            await connection.send(json.dumps(notification(1, id="1-0 é&")))
+            connection.transport.abort()
+        else:
+            await connection.send(json.dumps(notification(2)))
+            await connection.wait_closed()
+
+    async with (
+        service(handler) as url,
+        console.start("tail", "--url", url, "--token", TOKEN, "--count", "2") as tail,
+    ):
+        assert "event_1" in await tail.line()
+        assert "reconnecting in" in await tail.error_line("connection lost (1006")
+        await tail.error_line("connected again")
+        assert "event_2" in await tail.line()
+        assert (await tail.ended()).status == 0
+    assert cursors == [None, ["1-0 é&"]]
+
+
+async def test_a_service_that_is_away_is_waited_for(console: Console) -> None:
+    """Once it has been connected, a refused connection is no reason to give up."""
+
+    async def first(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.recv()
+
+    async def second(connection: ServerConnection) -> None:
+        await connection.send(json.dumps(notification(1)))
+        await connection.wait_closed()
+
+    async with contextlib.AsyncExitStack() as first_server:
+        url = await first_server.enter_async_context(service(first))
+        async with console.start("tail", "--url", url, "--token", TOKEN, "--count", "1") as tail:
+            await tail.error_line("connected")
+            await first_server.aclose()
+            await tail.error_line("connection lost (1001")
+            await tail.error_line("reconnecting")
+            async with serve(second, "127.0.0.1", urlsplit(url).port, subprotocols=[DIALECT]):
+                assert "event_1" in await tail.line()
+
+
+@pytest.mark.parametrize("code", [1012, 1013])
+async def test_the_service_says_when_to_come_back(console: Console, code: int) -> None:
+    """The delay in the close reason is obeyed instead of one of our own."""
+    attempts = []
+
+    async def handler(connection: ServerConnection) -> None:
+        attempts.append(connection)
+        if len(attempts) == 1:
+            reason = {"error_code": "SERVICE_UNAVAILABLE", "retry_after_ms": 1700}
+            await connection.close(code, json.dumps(reason))
+        else:
+            await connection.send(json.dumps(notification(1)))
+            await connection.wait_closed()
+
+    async with (
+        service(handler) as url,
+        console.start("tail", "--url", url, "--token", TOKEN, "--count", "1") as tail,
+    ):
+        line = await tail.error_line("connection lost")
+        assert line == f"connection lost ({code} SERVICE_UNAVAILABLE): reconnecting in 1.7 s"
+        assert "event_1" in await tail.line()
+
+
+@pytest.mark.parametrize("code", [1003, 1008, 1009, 4000])
+async def test_a_refusal_is_one_line_and_the_end(console: Console, code: int) -> None:
+    """It has what the service said, and the status is 1."""
+
+    async def handler(connection: ServerConnection) -> None:
+        reason = {"error_code": "QUOTA_EXCEEDED", "message": "Too\nmany"}
+        await connection.close(code, json.dumps(reason))
+
+    async with service(handler) as url:
+        result = await console.run("tail", "--url", url, "--token", TOKEN)
+    assert (result.status, result.out) == (1, "")
+    (line,) = result.error_lines
+    assert line.startswith(f"Error: the service refused: {code} QUOTA_EXCEEDED, Too\\nmany: ")
+
+
+async def test_a_bad_token_is_told_with_what_to_do(console: Console, dev: Dev) -> None:
+    """The real service's refusal leads to the command that makes a better token."""
+    result = await console.run("tail", "--port", str(dev.port), "--token", TOKEN)
+    assert result.status == 1
+    (line,) = result.error_lines
+    assert "1008 AUTHENTICATION_ERROR" in line
+    assert "websocket-service token" in line
+    assert TOKEN not in line
+
+
+async def test_a_normal_end_is_no_failure(console: Console) -> None:
+    """When the service says good-bye, there is nothing to reconnect for."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.close()
+
+    async with service(handler) as url:
+        result = await console.run("tail", "--url", url, "--token", TOKEN)
+    assert (result.status, result.err) == (0, "the service has closed the connection\n")
+
+
+async def test_missing_and_refused_are_told_on_stderr(console: Console) -> None:
+    """What concerns the stream itself does not mix with notifications."""
+
+    async def handler(connection: ServerConnection) -> None:
+        frames = [
+            {"type": "resync", "reason": "history_trimmed", "cursor": None},
+            {"type": "error", "error": {"code": "VALIDATION_ERROR"}},
+            notification(1),
+        ]
+        await connection.send(json.dumps(frames))
+        await connection.wait_closed()
+
+    async with service(handler) as url:
+        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "1")
+    assert result.error_lines == [
+        "some notifications may be missing (history_trimmed)",
+        'the service refused a frame: {"code": "VALIDATION_ERROR"}',
+    ]
+    assert len(result.out.splitlines()) == 1
+
+
+async def test_a_server_without_the_dialect_is_understood(console: Console) -> None:
+    """The plain dialect's payloads are shown as notifications."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send('{"event": "plain", "data": {"a": 1}}')
+        await connection.send("no JSON")
+        await connection.wait_closed()
+
+    async with serve(handler, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        url = f"ws://127.0.0.1:{port}/"
+        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "2")
+    first, second = result.out.splitlines()
+    assert first.endswith('  plain  {"a": 1}')
+    assert second.endswith('  ?  "no JSON"')
+
+
+async def test_a_reader_that_leaves_ends_it_at_once(console: Console, dev: Dev) -> None:
+    """`tail | head` does not linger until the next notification, and is quiet about it."""
+    async with console.start("tail", "--port", str(dev.port)) as tail:
+        await tail.error_line("connected")
+        tail.close_output()
+        result = await tail.ended()
+    assert (result.status, result.err) == (0, "")
+
+
+async def test_nothing_there_is_one_line(console: Console) -> None:
+    """A first attempt that fails says how to start the service."""
+    result = await console.run("tail", "--url", "ws://127.0.0.1:1/ws", "--token", TOKEN)
+    assert result.status == 1
+    (line,) = result.error_lines
+    assert line.startswith("Error: can't connect to ws://127.0.0.1:1/ws (")
+    assert "websocket-service dev" in line
+
+
+async def test_another_http_server_is_one_line(console: Console, dev: Dev) -> None:
+    """A URL that leads to the wrong place is not tried again."""
+    result = await console.run(
+        "tail", "--url", f"ws://127.0.0.1:{dev.port}/healthz", "--token", TOKEN
+    )
+    assert result.status == 1
+    (line,) = result.error_lines
+    assert "correct --url" in line
