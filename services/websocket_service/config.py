@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
@@ -32,6 +32,8 @@ WELL_KNOWN_SECRETS = frozenset(
         "your-secret-key",
     }
 )
+
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -128,6 +130,13 @@ class Settings(JWTValidationSettings):
         description="Origins that browsers may connect from, a JSON list; empty: any (not in "
         "production)",
     )
+
+    @field_validator("REDIS_URL")
+    @classmethod
+    def _has_redis_scheme(cls, url: str) -> str:
+        if not url.startswith(REDIS_SCHEMES):
+            raise ValueError(f"should begin with one of {', '.join(REDIS_SCHEMES)}")
+        return url
 
     @property
     def is_production(self) -> bool:

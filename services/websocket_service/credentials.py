@@ -4,7 +4,7 @@ The credential is taken out of the ASGI scope before anything can log or trace i
 server's access log, the framework and the tracing middleware see afterwards has no token in it.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote_plus
@@ -52,7 +52,7 @@ class CredentialShield:
 def take_credentials(scope: Scope) -> None:
     """Move the tokens of an ASGI scope to `scope["huleedu.credentials"]`."""
     from_headers: list[str] = []
-    bearer_subprotocols: list[str] = []
+    from_subprotocols: list[str] = []
     headers: list[tuple[bytes, bytes]] = []
     for name, value in scope["headers"]:
         if name.lower() == b"authorization":
@@ -61,17 +61,19 @@ def take_credentials(scope: Scope) -> None:
                 from_headers.append(token.strip())
             headers.append((name, REDACTED.encode()))
         elif name.lower() == b"sec-websocket-protocol":
-            offered = [part.strip() for part in value.decode("latin1").split(",")]
-            bearer_subprotocols += [p for p in offered if p.startswith(BEARER_SUBPROTOCOL)]
-            headers.append((name, ", ".join(map(_redact_subprotocol, offered)).encode("latin1")))
+            offered = value.decode("latin1").split(",")
+            from_subprotocols += _bearers(offered)
+            headers.append((name, ",".join(map(_redact_subprotocol, offered)).encode("latin1")))
         else:
             headers.append((name, value))
 
     query_string, from_query = _take_query_tokens(scope["query_string"])
-    from_subprotocols = [p.removeprefix(BEARER_SUBPROTOCOL) for p in bearer_subprotocols]
+    # The server's own list: of several headers Hypercorn knows the last one's alone, and refuses to
+    # select anything else.
+    selectable = _bearers(scope.get("subprotocols", ()))
     scope[SCOPE_KEY] = Credentials(
         tokens=(*from_headers, *from_subprotocols, *from_query),
-        bearer_subprotocol=bearer_subprotocols[0] if bearer_subprotocols else None,
+        bearer_subprotocol=BEARER_SUBPROTOCOL + selectable[0] if selectable else None,
     )
     scope["headers"] = headers
     scope["query_string"] = query_string
@@ -79,9 +81,18 @@ def take_credentials(scope: Scope) -> None:
         scope["subprotocols"] = [_redact_subprotocol(p) for p in scope["subprotocols"]]
 
 
+def _bearers(subprotocols: Iterable[str]) -> list[str]:
+    """The tokens among the offered subprotocols."""
+    return [
+        name.strip().removeprefix(BEARER_SUBPROTOCOL)
+        for name in subprotocols
+        if name.strip().startswith(BEARER_SUBPROTOCOL)
+    ]
+
+
 def _redact_subprotocol(subprotocol: str) -> str:
-    if subprotocol.startswith(BEARER_SUBPROTOCOL):
-        return BEARER_SUBPROTOCOL + REDACTED
+    if subprotocol.strip().startswith(BEARER_SUBPROTOCOL):
+        return subprotocol.partition(BEARER_SUBPROTOCOL)[0] + BEARER_SUBPROTOCOL + REDACTED
     return subprotocol
 
 

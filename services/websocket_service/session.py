@@ -35,6 +35,7 @@ from services.websocket_service.close_reasons import (
     CLIENT_GONE,
     DEFECT,
     MESSAGE_TOO_BIG,
+    PROTOCOL_VIOLATION,
     RATE_LIMITED,
     SLOW_CONSUMER,
     VIOLATIONS,
@@ -126,7 +127,7 @@ class SessionServer:
         why = detail.details.get("reason", detail.error_code.value.lower())
         self._hub.counts.refused[str(why)] += 1
         # Theirs to mend: a line. Ours: somebody's attention.
-        write = logger.error if reason.reconnect is Reconnect.AFTER_DELAY else logger.info
+        write = logger.warning if reason.reconnect is Reconnect.AFTER_DELAY else logger.info
         write("handshake refused", close_code=reason.code, reason=why, message=detail.message)
 
     async def _live(self, socket: SocketProtocol, upgrade: Upgrade, span: Span) -> CloseReason:
@@ -243,7 +244,9 @@ class SessionServer:
         """Run the connection's tasks until one of them, or anybody else, gives a reason to end."""
         if connection.peer is not None:
             connection.peer.violated.add_done_callback(
-                lambda violated: connection.close(VIOLATIONS[violated.result()])
+                lambda violated: connection.close(
+                    VIOLATIONS.get(violated.result(), PROTOCOL_VIOLATION)
+                )
             )
         if connection.dialect is Dialect.V1:
             self._offer(
