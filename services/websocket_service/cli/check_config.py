@@ -25,7 +25,7 @@ def check_config(*, as_json: bool) -> None:
 
     Secrets are masked. SOURCE says where a value comes from: default, environment or .env.
     """
-    from services.websocket_service.cli.effective_settings import (  # noqa: PLC0415 - see the package
+    from services.websocket_service.cli.effective_settings import (  # noqa: PLC0415 - see `commands`
         inspect_settings,
     )
 

@@ -1,4 +1,4 @@
-"""The console script `websocket-service`.
+"""The commands of the console script.
 
 Each command's module is light; what it needs of Quart, Hypercorn, redis or pydantic is imported
 when the command runs, so that `--help` and a shell's completion do not wait for them.
@@ -14,12 +14,12 @@ from services.websocket_service.cli.serve import serve
 from services.websocket_service.cli.tail import tail
 from services.websocket_service.cli.token import token
 
-__all__ = ["main"]
 
-
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "websocket-service", cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="websocket-service")
-def main() -> None:
+def websocket_service() -> None:
     """Brings each published notification to every open tab of its user.
 
     Start with `websocket-service dev`: it prints a URL to connect to and the command that sends
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 for _command in (dev, serve, token, notify, tail, check_config):
-    main.add_command(_command)
+    websocket_service.add_command(_command)

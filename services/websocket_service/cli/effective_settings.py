@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,13 +17,13 @@ from pydantic_settings import (
     DotEnvSettingsSource,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
+    SettingsConfigDict,
 )
 
 from services.websocket_service.cli.output import CliProblemsError, say
 from services.websocket_service.config import Settings
 
 MASK = "********"
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 _PASSWORD_IN_AUTHORITY = re.compile(r"(://[^:/?#]*:).*(@)", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE)
 _MAX_QUOTED_CHARS = 60
@@ -60,6 +59,8 @@ class _Given:
 
 class _Resolved(Settings):
     """Settings from values alone: the sources have been read already."""
+
+    model_config = SettingsConfigDict(env_file=None)
 
     @classmethod
     def settings_customise_sources(
@@ -111,18 +112,17 @@ def require_usable(settings: Settings) -> None:
 
 
 def redis_url_problems(settings: Settings) -> list[str]:
-    """One sentence if REDIS_URL is none that redis-py could use."""
-    if _scheme(settings.REDIS_URL) in _REDIS_SCHEMES:
-        return []
-    shown = repr(masked_url(settings.REDIS_URL))
-    return [f"REDIS_URL is {shown}: it must start with redis://, rediss:// or unix://"]
+    """One sentence if REDIS_URL is none that the Redis client could use."""
+    # Imported here: `token` needs the settings, and does not want to wait for redis.
+    from huleedu_service_libs.redis_subscription_connection import (  # noqa: PLC0415
+        parse_redis_url,
+    )
 
-
-def _scheme(url: str) -> str:
     try:
-        return urlsplit(url).scheme
-    except ValueError:
-        return ""
+        parse_redis_url(settings.REDIS_URL)
+    except ValueError as error:
+        return [f"REDIS_URL is {_quoted(settings.REDIS_URL)}: {error}"]
+    return []
 
 
 def masked_url(url: str) -> str:
@@ -188,11 +188,12 @@ def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
 
 
 def _problem(detail: ErrorDetails, given: Mapping[str, _Given]) -> str:
-    name = str(detail["loc"][0])
+    name = str(detail["loc"][0]) if detail["loc"] else "the settings"
     variable = given[name].variable if name in given else name
     expected = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    if _is_secret(Settings.model_fields[name]):
-        return f"{variable} {expected}"
+    field = Settings.model_fields.get(name)
+    if field is None or _is_secret(field):
+        return f"{variable}: {expected}"
     return f"{variable} is {_quoted(detail['input'])}: it {expected}"
 
 

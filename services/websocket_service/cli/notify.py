@@ -23,7 +23,7 @@ def notify(user: str, event: str, data: dict[str, Any], port: int | None, *, as_
 
     A process receives it if the user has a connection there.
     """
-    from services.websocket_service.cli.publishing import publish  # noqa: PLC0415 - see the package
+    from services.websocket_service.cli.publishing import publish  # noqa: PLC0415 - see `commands`
     from services.websocket_service.cli.target import backplane  # noqa: PLC0415
 
     receivers = asyncio.run(publish(backplane(port), user, event, data))

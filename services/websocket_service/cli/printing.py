@@ -12,9 +12,10 @@ from services.websocket_service.cli.output import is_coloured, print_json, print
 
 Frame = Mapping[str, Any]
 
-# A person needs them only when something is wrong.
+# Asked for with --verbose. An error among them: `tail` sends nothing that could be refused, so it
+# announces a close, whose reason says the same.
 _ROUTINE_TYPES = frozenset(
-    {"welcome", "heartbeat", "pong", "going_away", "token_expiring", "token_refreshed"}
+    {"welcome", "heartbeat", "pong", "error", "going_away", "token_expiring", "token_refreshed"}
 )
 _WITHOUT_DATA = frozenset({"type", "event", "data", "timestamp"})
 
@@ -57,8 +58,6 @@ class FramePrinter:
         elif kind == "resync":
             reason = frame.get("reason", "unknown reason")
             say(f"some notifications may be missing ({reason})")
-        elif kind == "error":
-            say(f"the service refused a frame: {_compact(frame.get('error'))}")
         else:
             text = f"{_local_time(frame)}  {printable(f'[{kind}]')}  {_compact(_rest(frame))}"
             self._echo(self._styled(text, dim=True))

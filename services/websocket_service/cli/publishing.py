@@ -36,23 +36,19 @@ async def ping(redis_url: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _redis(backplane: Backplane) -> AsyncIterator[RedisClient]:
-    client = RedisClient(
-        client_id=CLIENT_ID,
-        redis_url=backplane.redis_url,
-        channel_prefix=backplane.channel_prefix,
-        timeout_s=ANSWER_TIMEOUT_S,
-    )
     shown_url = masked_url(backplane.redis_url)
     try:
-        async with client:
+        async with RedisClient(
+            client_id=CLIENT_ID,
+            redis_url=backplane.redis_url,
+            channel_prefix=backplane.channel_prefix,
+            timeout_s=ANSWER_TIMEOUT_S,
+        ) as client:
             yield client
     except (RedisError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise CliError(
             f"Redis at {shown_url} can't be used ({reason}): start it, or correct REDIS_URL"
         ) from None
-    except ValueError:
-        # The parser's own message can quote what it took for a port, which may be a password.
-        raise CliError(
-            f"REDIS_URL {shown_url!r} is no Redis URL: write it like redis://:password@host:6379/0"
-        ) from None
+    except ValueError as error:
+        raise CliError(f"REDIS_URL is {shown_url!r}: {error}") from None

@@ -1,5 +1,9 @@
+import importlib
+import os
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
 
 import click
 
@@ -29,11 +33,10 @@ def serve(port: int | None, host: str, workers: int) -> None:
 
     SIGTERM or Ctrl-C closes every connection with 1012 and ends with status 0.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Until Hypercorn's own handlers are there, nothing has been started.
-        signal.signal(number, lambda *_: sys.exit(0))
+    # Until there is something to stop. An exception out of an import would be no clean end.
+    _on_stop_signals(lambda *_: os._exit(0))
 
-    # Imported late: see the package.
+    # Imported late: see `commands`.
     from hypercorn.config import Config  # noqa: PLC0415
     from hypercorn.run import run  # noqa: PLC0415
     from hypercorn.utils import LifespanFailureError  # noqa: PLC0415
@@ -54,11 +57,18 @@ def serve(port: int | None, host: str, workers: int) -> None:
     # Not host:port: with several workers Hypercorn shares the port with whoever else wants it.
     config.bind = [f"fd://{listener.detach()}"]
     config.accesslog = None
+    if workers == 1:
+        # Takes longest, so it happens before the end has to be an orderly one.
+        importlib.import_module(APPLICATION.partition(":")[0])
+    # Until Hypercorn's own handlers are there: worker processes end with this one.
+    _on_stop_signals(lambda *_: sys.exit(0))
     try:
         status = run(config)
     except LifespanFailureError as error:
         raise CliError(f"the service did not start: {error}") from None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A second Ctrl-C must not disturb the interpreter's end.
-        signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
+
+
+def _on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)

@@ -11,8 +11,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> None:
     """Run `main(stop)` in a new event loop; `stop` is set by the first signal.
 
-    The handlers are there before the loop and stay after it: a second Ctrl-C, pressed while the
-    interpreter goes down, has no effect. (The loop's own handlers would be gone by then.)
+    The handlers are there before the loop and stay after it, so that a second Ctrl-C has no
+    effect. (The loop's own handlers go with the loop.)
     """
     loop: asyncio.AbstractEventLoop | None = None
     stop = asyncio.Event()

@@ -202,6 +202,9 @@ def _why(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, InvalidHandshake):
         return "no WebSocket service there"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        # Shorter than asyncio's own text, which repeats the address.
+        return os.strerror(error.errno)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

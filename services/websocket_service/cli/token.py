@@ -19,7 +19,7 @@ from services.websocket_service.cli.parameters import DEV_PORT, DURATION, TEXT
 @click.option("--json", "as_json", is_flag=True, help="Print token and expires_at as JSON.")
 def token(user: str, expires_in: timedelta, port: int | None, *, as_json: bool) -> None:
     """Print a JWT that the service accepts."""
-    from services.websocket_service.cli.minting import mint  # noqa: PLC0415 - see the package
+    from services.websocket_service.cli.minting import mint  # noqa: PLC0415 - see `commands`
     from services.websocket_service.cli.target import signing_key  # noqa: PLC0415
 
     minted = mint(signing_key(port), user, expires_in)

@@ -73,7 +73,8 @@ class Running:
         async with asyncio.timeout(DEADLINE_S):
             out, err = await self._process.communicate(given.encode() if given else None)
         assert self._process.returncode is not None
-        return Result(self._process.returncode, out.decode(), err.decode())
+        # On a terminal there is no pipe to read the output from.
+        return Result(self._process.returncode, (out or b"").decode(), err.decode())
 
     async def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -106,8 +107,13 @@ class Console:
         return [path for path in self.runtime_folder.rglob("*") if path.is_file()]
 
     @contextlib.asynccontextmanager
-    async def start(
-        self, *arguments: str, stdout: int = asyncio.subprocess.PIPE, **variables: str
+    async def start(self, *arguments: str, **variables: str) -> AsyncIterator[Running]:
+        async with self._start(arguments, asyncio.subprocess.PIPE, variables) as running:
+            yield running
+
+    @contextlib.asynccontextmanager
+    async def _start(
+        self, arguments: tuple[str, ...], stdout: int, variables: dict[str, str]
     ) -> AsyncIterator[Running]:
         process = await asyncio.create_subprocess_exec(
             SCRIPT,
@@ -136,7 +142,7 @@ class Console:
         shown, terminal = pty.openpty()
         try:
             variables.setdefault("TERM", "xterm")
-            async with self.start(*arguments, stdout=terminal, **variables) as command:
+            async with self._start(arguments, terminal, variables) as command:
                 os.close(terminal)
                 reading = asyncio.create_task(asyncio.to_thread(_read_all, shown))
                 async with asyncio.timeout(DEADLINE_S):
@@ -153,6 +159,10 @@ def _read_all(descriptor: int) -> bytes:
         while chunk := os.read(descriptor, 65_536):
             chunks.append(chunk)
     return b"".join(chunks)
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 async def process_end(pid: int) -> None:

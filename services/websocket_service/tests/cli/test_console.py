@@ -58,8 +58,8 @@ async def test_a_mistake_in_the_command_line_is_one_line(
 def test_light_commands_load_no_server(arguments: list[str]) -> None:
     """A token is there at once: it does not wait for web server and framework to load."""
     program = (
-        "import json, sys; from services.websocket_service.cli import main;"
-        "main(sys.argv[1:], standalone_mode=False);"
+        "import json, sys; from services.websocket_service.cli.commands import websocket_service;"
+        "websocket_service(sys.argv[1:], standalone_mode=False);"
         "print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run(
