@@ -131,7 +131,7 @@ def reason_text(
     """The JSON object of a close frame, at most 123 bytes of UTF-8.
 
     Where room is short the correlation id goes without its dashes, then the message is cut at a
-    character boundary.
+    character boundary, then `retry_after_ms` is as long as its digits fit (1012: 9.999 s).
     """
     if reason.error_code is None:
         return ""
@@ -145,6 +145,9 @@ def reason_text(
         room = MAX_REASON_BYTES - len(_compact({**fields, "message": ""}))
         if len(_compact(reason.message)) - len('""') <= room:
             break
+    if room < 0 and retry_after_ms is not None:
+        # Sooner than asked for is better than a reason that nobody can parse.
+        fields["retry_after_ms"] = 10 ** (len(str(retry_after_ms)) + room) - 1
     message = reason.message
     while message and len(_compact(message)) - len('""') > room:
         message = message[:-1]

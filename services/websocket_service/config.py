@@ -8,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 
 from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
 from huleedu_service_libs.error_handling import HuleEduError
+from huleedu_service_libs.redis_subscription_connection import parse_redis_url
 
 # Secrets that stand in examples and tutorials: whoever knows them can be anybody.
 WELL_KNOWN_SECRETS = frozenset(
@@ -32,8 +33,6 @@ WELL_KNOWN_SECRETS = frozenset(
         "your-secret-key",
     }
 )
-
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -133,9 +132,8 @@ class Settings(JWTValidationSettings):
 
     @field_validator("REDIS_URL")
     @classmethod
-    def _has_redis_scheme(cls, url: str) -> str:
-        if not url.startswith(REDIS_SCHEMES):
-            raise ValueError(f"should begin with one of {', '.join(REDIS_SCHEMES)}")
+    def _is_redis_url(cls, url: str) -> str:
+        parse_redis_url(url)
         return url
 
     @property

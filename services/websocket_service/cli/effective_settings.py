@@ -100,29 +100,13 @@ def jwt_secret(settings: Settings) -> str | None:
 def require_usable(settings: Settings) -> None:
     """Say what is wrong with the settings on stderr, where the service can run nevertheless.
 
-    Raises CliProblemsError, one line per problem, where it can't or must not: with what is no
-    Redis URL, and in production with any problem.
+    Raises CliProblemsError, one line per problem, where it must not: in production.
     """
     problems = settings.problems()
-    unusable = redis_url_problems(settings)
-    if unusable or (problems and settings.is_production):
-        raise CliProblemsError(unusable + problems)
+    if problems and settings.is_production:
+        raise CliProblemsError(problems)
     for problem in problems:
         say(f"Warning: {problem}")
-
-
-def redis_url_problems(settings: Settings) -> list[str]:
-    """One sentence if REDIS_URL is none that the Redis client could use."""
-    # Imported here: `token` needs the settings, and does not want to wait for redis.
-    from huleedu_service_libs.redis_subscription_connection import (  # noqa: PLC0415
-        parse_redis_url,
-    )
-
-    try:
-        parse_redis_url(settings.REDIS_URL)
-    except ValueError as error:
-        return [f"REDIS_URL is {_quoted(settings.REDIS_URL)}: {error}"]
-    return []
 
 
 def masked_url(url: str) -> str:
@@ -149,7 +133,7 @@ def inspect_settings() -> Inspection:
             )
         )
     if settings is not None:
-        problems = redis_url_problems(settings) + settings.problems()
+        problems = settings.problems()
     return Inspection(settings, rows, problems)
 
 
@@ -194,7 +178,10 @@ def _problem(detail: ErrorDetails, given: Mapping[str, _Given]) -> str:
     field = Settings.model_fields.get(name)
     if field is None or _is_secret(field):
         return f"{variable}: {expected}"
-    return f"{variable} is {_quoted(detail['input'])}: it {expected}"
+    given_value = _quoted(detail["input"])
+    if detail["type"] == "value_error":
+        return f"{variable} is {given_value}: {expected}"
+    return f"{variable} is {given_value}: it {expected}"
 
 
 def _quoted(value: object) -> str:

@@ -50,5 +50,3 @@ async def _redis(backplane: Backplane) -> AsyncIterator[RedisClient]:
         raise CliError(
             f"Redis at {shown_url} can't be used ({reason}): start it, or correct REDIS_URL"
         ) from None
-    except ValueError as error:
-        raise CliError(f"REDIS_URL is {shown_url!r}: {error}") from None
