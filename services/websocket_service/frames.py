@@ -68,7 +68,7 @@ def error(detail: ErrorDetail) -> str:
 def parse_client_frame(text: str) -> Ping | InvalidFrame:
     """What a client's text asks for."""
     try:
-        frame = json.loads(text)
+        frame = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         frame = None
     if not isinstance(frame, dict):
@@ -82,6 +82,11 @@ def parse_client_frame(text: str) -> Ping | InvalidFrame:
     if not _fits_nonce(frame["nonce"]):
         return InvalidFrame("nonce", f"Field 'nonce' is over {MAX_NONCE_BYTES} bytes of JSON")
     return Ping(frame["nonce"])
+
+
+def _refuse_constant(constant: str) -> None:
+    # NaN and Infinity: Python reads them, browsers do not.
+    raise ValueError(constant)
 
 
 def _fits_nonce(nonce: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -138,7 +139,6 @@ class ConnectionHub:
                 correlation_id,
             )
         loop = asyncio.get_running_loop()
-        now = loop.time()
         connection = Connection(
             id=ConnectionId(uuid4().hex),
             user_id=user_id,
@@ -150,9 +150,10 @@ class ConnectionHub:
                 max_frames=self._limits.outbox_max_frames,
             ),
             closing=loop.create_future(),
-            opened_at=now,
-            last_written_at=now,
-            last_pinged_at=now,
+            opened_at=loop.time(),
+            # Neither a heartbeat nor a ping is due before the upgrade is answered.
+            last_written_at=math.inf,
+            last_pinged_at=math.inf,
         )
         self._connections[connection.id] = connection
         self._per_user[user_id] += 1

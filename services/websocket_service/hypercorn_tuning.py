@@ -4,10 +4,14 @@ Each override says what breaks without it. `install()` puts them in place; the s
 under any ASGI server without them, but such a server has to find dead peers by itself.
 
 - `TunedWSStream`: invalid UTF-8 ends in a dropped connection (1006) where 1007 is due, and the
-  application hears neither of pongs nor of the peer's close code. HTTP/1.1 only: a ping that is
-  written straight to the transport would break HTTP/2's framing.
+  application hears neither of pongs nor of the peer's close code. Subprotocols in several header
+  lines would count as the last line alone, and an extension offer or a subprotocol that can't be
+  parsed would end in a dropped connection. HTTP/1.1 only: a ping that is written straight to the
+  transport would break HTTP/2's framing.
 - `TunedTCPServer`: nothing else leads from a stream to its transport, and only aborting that
-  releases a peer which has stopped reading.
+  releases a peer which has stopped reading. One HTTP client that does so in mid-response would
+  keep the process from ever ending: Hypercorn's graceful timeout cancels the connection's task,
+  which then waits for the transport's last byte.
 - `TunedLogger`: its lines would appear twice, once in a format of their own.
 - `TunedWorkerContext`: the application hears of a shutdown last, when its sockets have been cut.
   Here it is asked first, while everything still works. And a worker that SIGTERM reaches before
@@ -16,9 +20,12 @@ under any ASGI server without them, but such a server has to find dead peers by 
 """
 
 import asyncio
+import contextlib
+import multiprocessing
 import signal
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Final
 
 import hypercorn.asyncio.run
@@ -27,11 +34,12 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.config import Config
 from hypercorn.logging import Logger
-from hypercorn.protocol.events import Body, Data, Event, StreamClosed
+from hypercorn.protocol.events import Body, Data, Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.typing import AppWrapper
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
+from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason as WireCode
 
 PEER_EXTENSION: Final = "huleedu.peer"
@@ -39,6 +47,9 @@ _PING_FRAME: Final = b"\x89\x00"
 
 _writer: ContextVar[asyncio.StreamWriter] = ContextVar("writer")
 _before_shutdown: list[Callable[[], Awaitable[None]]] = []
+_transports: set[asyncio.WriteTransport] = set()
+# What is left after the drain is HTTP. Shorter than Hypercorn's default graceful timeout of 3 s.
+_LAST_RESPONSES_S: Final = 2.0
 
 
 class Peer:
@@ -87,6 +98,8 @@ class TunedWSStream(WSStream):
         """Note every sign of life."""
         if isinstance(event, Body | Data):
             self._peer.heard()
+        elif isinstance(event, Request):
+            event = replace(event, headers=_parsable(event.headers))
         await super().handle(event)
 
     async def _handle_events(self) -> None:
@@ -124,6 +137,29 @@ class TunedWSStream(WSStream):
         """Leave that to the service, which also looks for the answers."""
 
 
+def _parsable(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The same handshake, in words that Hypercorn and wsproto understand."""
+    others, subprotocols, extensions = [], [], []
+    for name, value in headers:
+        if name.lower() == b"sec-websocket-protocol":
+            subprotocols.append(value.decode("ascii", "replace").encode("ascii", "replace"))
+        elif name.lower() == b"sec-websocket-extensions":
+            offers = value.replace(b'"', b"").split(b",")
+            extensions += [offer for offer in offers if _is_acceptable(offer)]
+        else:
+            others.append((name, value))
+    joined = {b"sec-websocket-protocol": subprotocols, b"sec-websocket-extensions": extensions}
+    return others + [(name, b",".join(values)) for name, values in joined.items() if values]
+
+
+def _is_acceptable(offer: bytes) -> bool:
+    try:
+        PerMessageDeflate().accept(offer.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
 def _with_peer(app: AppWrapper, peer: Peer) -> AppWrapper:
     async def with_peer(
         scope: Any, receive: Any, send: Any, sync_spawn: Any, call_soon: Any
@@ -140,7 +176,15 @@ class TunedTCPServer(TCPServer):
     async def run(self) -> None:
         """Serve the connection; its streams are made in this context."""
         _writer.set(self.writer)
-        await super().run()
+        transport = self.writer.transport
+        _transports.add(transport)
+        try:
+            # Nobody but Hypercorn cancels this, at its graceful timeout. Passed on, asyncio (up
+            # to 3.12) logs a traceback for it.
+            with contextlib.suppress(asyncio.CancelledError):
+                await super().run()
+        finally:
+            _transports.discard(transport)
 
 
 class TunedLogger(Logger):
@@ -158,6 +202,12 @@ class _ShutdownEvent(EventWrapper):
     async def set(self) -> None:
         await asyncio.gather(*(callback() for callback in _before_shutdown))
         await super().set()
+        asyncio.get_running_loop().call_later(_LAST_RESPONSES_S, _abort_all)
+
+
+def _abort_all() -> None:
+    for transport in tuple(_transports):
+        transport.abort()
 
 
 class TunedWorkerContext(WorkerContext):
@@ -167,8 +217,8 @@ class TunedWorkerContext(WorkerContext):
         super().__init__(max_requests)
         self.terminated = _ShutdownEvent()
         self._terminating: asyncio.Task[None] | None = None
-        # A worker process: Hypercorn handles signals in the parent alone.
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # In a worker process: Hypercorn handles signals in the parent alone.
+        if multiprocessing.parent_process() is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self) -> None:

@@ -29,8 +29,7 @@ class Publication(Payload):
             return None
         if "type" in fields:
             # Two fields of one name: parsers take the last, and the frame would lose its type.
-            fields = {**fields, "type": "notification"}
-            return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+            return _written_anew(fields)
         if not fields:
             return _TYPE + "}"
         return f"{_TYPE},{self.text.lstrip()[1:]}"
@@ -68,6 +67,18 @@ class Publication(Payload):
         except (ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) else None
+
+
+def _written_anew(fields: dict[str, Any]) -> str | None:
+    others = {name: value for name, value in fields.items() if name != "type"}
+    try:
+        # In ASCII: half a surrogate pair can be escaped in JSON, and no UTF-8 can hold it.
+        return json.dumps(
+            {"type": "notification", **others}, allow_nan=False, separators=(",", ":")
+        )
+    except (ValueError, RecursionError):
+        # 1e999, which Python reads as infinity, can't be written back.
+        return None
 
 
 def _refuse_constant(constant: str) -> None:

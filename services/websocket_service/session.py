@@ -161,6 +161,7 @@ class SessionServer:
 
     def _authenticate(self, upgrade: Upgrade) -> JWTClaims:
         tokens = upgrade.credentials.tokens
+        result = "unverifiable"
         with trace_operation(self._tracer, "websocket.validate_token") as span:
             try:
                 if upgrade.credentials.conflicting:
@@ -181,7 +182,7 @@ class SessionServer:
                     )
                 claims = self._validator.validate(tokens[0], upgrade.correlation_id)
             except HuleEduError as error:
-                result = str(error.error_detail.details.get("reason", "unverifiable"))
+                result = str(error.error_detail.details.get("reason", result))
                 raise
             else:
                 result = "valid"
@@ -211,6 +212,7 @@ class SessionServer:
     def _opened(self, connection: Connection) -> Iterator[None]:
         """Count and log a connection's beginning, and its end whichever way it comes."""
         loop = asyncio.get_running_loop()
+        connection.last_written_at = connection.last_pinged_at = loop.time()
         self._hub.counts.opened[connection.dialect] += 1
         logger.info(
             "connection opened", connection_id=connection.id, dialect=connection.dialect.value
@@ -286,6 +288,8 @@ class SessionServer:
         if connection.closing.result().code != SLOW_CONSUMER.code:
             connection.outbox.finish()
             await asyncio.wait([writing], timeout=self._limits.close_timeout_s)
+            if writing.done():
+                writing.result()  # a failed write is a defect, at the end too
 
     @staticmethod
     async def _cancel(*tasks: asyncio.Task[CloseReason]) -> None:
@@ -396,7 +400,10 @@ class SessionServer:
             async with asyncio.timeout(self._limits.close_timeout_s):
                 await socket.accept(upgrade.subprotocol)
                 if upgrade.dialect is Dialect.V1 and reason.error_code is not None:
-                    await socket.send(frames.error(detail or self._detail(reason, upgrade)))
+                    # What is wrong on our side stays inside: the client gets the reason alone.
+                    if detail is None or detail.error_code is not reason.error_code:
+                        detail = self._detail(reason, upgrade)
+                    await socket.send(frames.error(detail))
                 await socket.close(
                     reason.code,
                     reason_text(reason, upgrade.correlation_id, retry_after_ms=retry_after_ms),

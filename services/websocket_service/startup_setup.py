@@ -48,8 +48,11 @@ class Lifespan:
         if hub.draining:
             return
         logger.info("draining", connections=hub.statistics().connections)
-        # A client may take the close timeout once to read what is queued and once to answer.
-        await hub.drain(timeout_s=2 * self._settings.WEBSOCKET_CLOSE_TIMEOUT + 0.5)
+        # A session may have to wait for Redis, in a handshake, or for a client that reads what is
+        # queued; and then for the answer to its close frame. Cut off earlier, it ends with 1006.
+        close_timeout_s = self._settings.WEBSOCKET_CLOSE_TIMEOUT
+        longest_wait_s = max(self._settings.REDIS_TIMEOUT, close_timeout_s)
+        await hub.drain(timeout_s=longest_wait_s + close_timeout_s + 0.5)
 
     async def stop(self) -> None:
         """Under a server that told us nothing before, the drain comes now."""

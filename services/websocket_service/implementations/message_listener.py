@@ -1,5 +1,6 @@
 """The task that brings a user's publications to one connection."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from redis.exceptions import RedisError
@@ -25,7 +26,7 @@ class MessageListener:
     async def listen(self, connection: Connection, payloads: AsyncIterator[bytes]) -> CloseReason:
         try:
             async for payload in payloads:
-                publication = payload if isinstance(payload, Publication) else Publication(payload)
+                publication = _publication(payload)
                 text = (
                     publication.text
                     if connection.dialect is Dialect.PLAIN
@@ -48,3 +49,11 @@ class MessageListener:
             return TRY_LATER
         # The backplane was closed in good order, which only a shutdown does.
         return TRY_LATER
+
+
+def _publication(payload: bytes) -> Publication:
+    if isinstance(payload, Publication):
+        return payload
+    publication = Publication(payload)
+    publication.received_at = asyncio.get_running_loop().time()
+    return publication

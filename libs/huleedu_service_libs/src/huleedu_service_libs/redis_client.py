@@ -1,48 +1,26 @@
 """The Redis client that services use: commands over a pool, subscriptions over one connection."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from huleedu_service_libs.payload import Payload
 from huleedu_service_libs.redis_channels import DEFAULT_CHANNEL_PREFIX
 from huleedu_service_libs.redis_commands import DEFAULT_TIMEOUT_S, NOT_STARTED, RedisCommands
+from huleedu_service_libs.redis_deadlines import DeadlineRedis
 from huleedu_service_libs.redis_pubsub import RedisPubSub
 from huleedu_service_libs.redis_subscription_connection import parse_redis_url
 from huleedu_service_libs.redis_subscriptions import SubscriptionHub, SubscriptionStatistics
 
 # Redis refuses a name with anything outside the printable ASCII characters.
 _NAME_CHARACTERS = range(ord("!"), ord("~") + 1)
-
-
-class _DeadlineRedis(Redis):
-    """One deadline for a whole command: a pooled connection, opening it, and the reply.
-
-    redis-py bounds each of these steps by itself, which adds up to several times the timeout.
-    """
-
-    def __init__(self, pool: BlockingConnectionPool, timeout_s: float) -> None:
-        super().__init__(connection_pool=pool)
-        self.auto_close_connection_pool = True
-        self._timeout_s = timeout_s
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
-        except TimeoutError:
-            raise RedisTimeoutError(
-                f"Redis did not answer {args[0]} within {self._timeout_s:g} s"
-            ) from None
 
 
 class RedisClient(RedisCommands):
@@ -87,7 +65,7 @@ class RedisClient(RedisCommands):
             return
         async with AsyncExitStack() as resources:
             pool = BlockingConnectionPool(**self._pool_options())
-            self._redis = await resources.enter_async_context(_DeadlineRedis(pool, self._timeout_s))
+            self._redis = await resources.enter_async_context(DeadlineRedis(pool, self._timeout_s))
             self._hub = await resources.enter_async_context(
                 SubscriptionHub(
                     self._redis_url,
@@ -105,8 +83,8 @@ class RedisClient(RedisCommands):
             "decode_responses": True,
             "max_connections": self._max_connections,
             "socket_connect_timeout": self._timeout_s,
-            "socket_timeout": self._timeout_s,
-            "timeout": self._timeout_s,
+            "socket_timeout": None,
+            "timeout": None,
             # With RESP3, redis-py 8 expects push messages on idle connections and therefore no
             # longer looks whether one was closed: after a restart of Redis the first command
             # of each pooled connection would fail.
@@ -170,15 +148,10 @@ class RedisClient(RedisCommands):
         pipeline = self._commands.pipeline(transaction=True)
         if watch_keys:
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    await pipeline.watch(*watch_keys)
-            except BaseException as error:
+                await pipeline.watch(*watch_keys)
+            except BaseException:
                 # The caller gets no pipeline to close, and it holds a pooled connection.
                 await pipeline.aclose()
-                if isinstance(error, TimeoutError):
-                    raise RedisTimeoutError(
-                        f"Redis did not answer WATCH within {self._timeout_s:g} s"
-                    ) from None
                 raise
         return pipeline
 

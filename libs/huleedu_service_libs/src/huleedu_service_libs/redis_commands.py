@@ -34,7 +34,8 @@ class RedisCommands:
         return _text(await self._commands.get(key))
 
     async def setex(self, key: str, ttl_seconds: int, value: str) -> bool:
-        return bool(await self._commands.setex(key, ttl_seconds, value))
+        # Redis and redis-py have deprecated the command SETEX in favour of this one.
+        return bool(await self._commands.set(key, value, ex=ttl_seconds))
 
     async def delete_key(self, key: str) -> int:
         return await self._commands.delete(key)

@@ -121,10 +121,9 @@ class RedisServer:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self.terminate()
+            # Its data is deleted next, so there is nothing to end gracefully.
+            await self.kill()
         finally:
-            # Where a cancellation cut the wait short.
-            self.signal(signal.SIGKILL)
             self._resources.close()
 
     async def _launch_on_free_port(self) -> None:

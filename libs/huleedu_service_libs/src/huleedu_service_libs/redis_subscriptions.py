@@ -275,8 +275,11 @@ class SubscriptionHub:
         self._messages += 1
         self._bytes += len(data)
         wanted = self._channels.get(channel)
-        if wanted is None:
-            return  # given up, and the UNSUBSCRIBE is on its way
+        if wanted is None or not wanted.acknowledged:
+            # The channel was given up and the UNSUBSCRIBE is on its way, perhaps with a new
+            # SUBSCRIBE behind it: what comes before that one's acknowledgement is followed by a
+            # gap, so its subscribers must not see it.
+            return
         payload = self._payload_type(data)
         payload.received_at = now
         for subscription in wanted.subscriptions:

@@ -1,0 +1,348 @@
+"""What stands at the service's seams in its tests: small, in memory, and behaving.
+
+The client is the far end of a socket and does what browsers and Hypercorn do together: it refuses
+frames before the upgrade is answered, answers close frames, and when it leaves, its session is
+cancelled.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from huleedu_service_libs.auth.jwt_validation import JWTClaims
+from huleedu_service_libs.error_handling import (
+    raise_authentication_error,
+    raise_configuration_error,
+)
+from services.websocket_service.credentials import Credentials
+from services.websocket_service.frames import SUBPROTOCOL_V1
+from services.websocket_service.hub import ConnectionHub, HubLimits
+from services.websocket_service.implementations.message_listener import MessageListener
+from services.websocket_service.origins import AllowedOrigins
+from services.websocket_service.protocols import (
+    BackplaneUnavailableError,
+    MessageListenerProtocol,
+)
+from services.websocket_service.publication import Publication
+from services.websocket_service.session import SessionLimits, SessionServer
+from services.websocket_service.upgrade import Upgrade
+
+# Only a test that fails ever waits so long.
+GIVE_UP_AFTER_S = 20.0
+
+HUB_LIMITS = HubLimits(
+    max_connections=100,
+    max_connections_per_user=3,
+    outbox_max_bytes=100_000,
+    outbox_max_frames=100,
+)
+LIMITS = SessionLimits(
+    max_message_bytes=100,
+    messages_per_second=1,
+    message_burst=20,
+    heartbeat_s=30,
+    close_timeout_s=GIVE_UP_AFTER_S,
+    retry_after_s=2,
+)
+
+
+class FakePeer:
+    """The other side below the messages; the test says what comes from there."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.last_heard = loop.time()
+        self.close_code: int | None = None
+        self.violated: asyncio.Future[int] = loop.create_future()
+        self.pings = 0
+        self.aborted = False
+
+    def ping(self) -> None:
+        self.pings += 1
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFrame:
+    """What the client sees of the end."""
+
+    code: int
+    reason: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The reason, parsed."""
+        fields: dict[str, Any] = json.loads(self.reason)
+        return fields
+
+
+class MemoryClient:
+    """A client with its socket. Texts and the close frame arrive in order."""
+
+    def __init__(self, *, answers_close: bool = True, reads: bool = True) -> None:
+        self.peer = FakePeer()
+        self.session: asyncio.Task[None] | None = None
+        self.accepted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.answers_close = answers_close
+        self.reads = asyncio.Event()
+        if reads:
+            self.reads.set()
+        self.heard: asyncio.Queue[str | CloseFrame] = asyncio.Queue()
+        self.said: asyncio.Queue[str | bytes] = asyncio.Queue()
+        self.socket = MemorySocket(self)
+        self.close_frame: CloseFrame | None = None
+
+    async def connected(self) -> str | None:
+        """The selected subprotocol, once the upgrade was answered."""
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            return await asyncio.shield(self.accepted)
+
+    async def text(self) -> str:
+        """The next text frame."""
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            heard = await self.heard.get()
+        assert isinstance(heard, str), heard
+        return heard
+
+    async def frame(self) -> dict[str, Any]:
+        """The next text frame of the v1 dialect."""
+        frame: dict[str, Any] = json.loads(await self.text())
+        return frame
+
+    async def closed(self) -> CloseFrame:
+        """The close frame, which must be what comes next, and then the end of the session."""
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            heard = await self.heard.get()
+        assert isinstance(heard, CloseFrame), heard
+        await self.ended()
+        return heard
+
+    async def ended(self) -> None:
+        """Return once the session has released everything."""
+        assert self.session is not None
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            await asyncio.wait([self.session])
+
+    def say(self, message: str | bytes) -> None:
+        self.said.put_nowait(message)
+
+    def leave(self, close_code: int | None = 1001) -> None:
+        """Close, or with None just vanish; the server then cancels the session."""
+        assert self.session is not None
+        self.peer.close_code = close_code
+        self.session.cancel()
+
+
+class MemorySocket:
+    """The server's end. Every method gives up the event loop once, as real ones may."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        self._client = client
+
+    async def accept(self, subprotocol: str | None) -> None:
+        await asyncio.sleep(0)
+        if not self._client.accepted.done():
+            self._client.accepted.set_result(subprotocol)
+
+    async def send(self, text: str) -> None:
+        self._require_open()
+        text.encode()
+        await asyncio.sleep(0)
+        await self._client.reads.wait()
+        self._client.heard.put_nowait(text)
+
+    async def receive(self) -> str | bytes:
+        self._require_accepted()
+        await asyncio.sleep(0)
+        return await self._client.said.get()
+
+    async def close(self, code: int, reason: str) -> None:
+        self._require_open()
+        await asyncio.sleep(0)
+        await self._client.reads.wait()
+        self._client.close_frame = CloseFrame(code, reason)
+        self._client.heard.put_nowait(self._client.close_frame)
+        if self._client.answers_close:
+            self._client.leave(code)
+
+    def _require_accepted(self) -> None:
+        if not self._client.accepted.done():
+            raise RuntimeError("the upgrade has not been answered")
+
+    def _require_open(self) -> None:
+        self._require_accepted()
+        if self._client.close_frame is not None:
+            raise RuntimeError("nothing may follow the close frame")
+
+
+class MemoryBackplane:
+    """A twin of Redis: who is subscribed when a payload is published gets it."""
+
+    def __init__(self) -> None:
+        self._channels: defaultdict[str, set[asyncio.Queue[bytes | Exception]]] = defaultdict(set)
+        self.acknowledges = asyncio.Event()
+        self.acknowledges.set()
+        self.available = True
+        self.asked = asyncio.Event()
+
+    @property
+    def subscriptions(self) -> int:
+        """How many there are now."""
+        return sum(map(len, self._channels.values()))
+
+    def get_user_channel(self, user_id: str) -> str:
+        return f"ws:{user_id}"
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, channel: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        queue: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.asked.set()
+        if not self.available:
+            raise BackplaneUnavailableError("nobody answers at 10.0.0.7:6379")
+        self._channels[channel].add(queue)
+        try:
+            await asyncio.sleep(0)
+            await self.acknowledges.wait()
+            yield _payloads(queue)
+        finally:
+            self._channels[channel].discard(queue)
+            await asyncio.sleep(0)
+
+    def publish(self, user_id: str, payload: bytes) -> int:
+        """The number of subscriptions that get it."""
+        published = Publication(payload)
+        published.received_at = asyncio.get_running_loop().time()
+        return self._put(self._channels[self.get_user_channel(user_id)], published)
+
+    def publish_bytes(self, user_id: str, payload: bytes) -> int:
+        """The same from a backplane that knows nothing of publications."""
+        return self._put(self._channels[self.get_user_channel(user_id)], payload)
+
+    def fail(self, failure: Exception) -> None:
+        """End every subscription with `failure`; StopAsyncIteration: in good order."""
+        for queues in self._channels.values():
+            self._put(queues, failure)
+
+    @staticmethod
+    def _put(queues: set[asyncio.Queue[bytes | Exception]], item: bytes | Exception) -> int:
+        for queue in queues:
+            queue.put_nowait(item)
+        return len(queues)
+
+
+async def _payloads(queue: asyncio.Queue[bytes | Exception]) -> AsyncIterator[bytes]:
+    while True:
+        item = await queue.get()
+        if isinstance(item, StopAsyncIteration):
+            return
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+class FakeIssuer:
+    """Issues tokens and verifies them: those that it did not issue are invalid."""
+
+    def __init__(self) -> None:
+        self._claims: dict[str, JWTClaims] = {}
+        self.has_key = True
+        self.failure: Exception | None = None
+
+    def token(self, user_id: str, expires_in: timedelta = timedelta(hours=1)) -> str:
+        token = f"secret-{uuid4().hex}"
+        self._claims[token] = JWTClaims(
+            subject=user_id, expires_at=datetime.now(UTC) + expires_in, raw={}
+        )
+        return token
+
+    def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
+        if self.failure is not None:
+            raise self.failure
+        if not self.has_key:
+            raise_configuration_error(
+                "test", "validate", "JWT_SECRET_KEY", "JWT_SECRET_KEY must be set", correlation_id
+            )
+        if token not in self._claims:
+            raise_authentication_error(
+                "test", "validate", "Invalid token", correlation_id, reason="invalid_token"
+            )
+        return self._claims[token]
+
+
+@dataclass
+class Service:
+    """A session server with everything that it needs, all of it at hand."""
+
+    hub_limits: HubLimits = HUB_LIMITS
+    limits: SessionLimits = LIMITS
+    origins: AllowedOrigins = field(default_factory=lambda: AllowedOrigins([]))
+    issuer: FakeIssuer = field(default_factory=FakeIssuer)
+    backplane: MemoryBackplane = field(default_factory=MemoryBackplane)
+    listener: MessageListenerProtocol | None = None
+    spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
+
+    def __post_init__(self) -> None:
+        self.hub = ConnectionHub(self.hub_limits, service="websocket_service")
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.sessions = SessionServer(
+            service="websocket_service",
+            limits=self.limits,
+            origins=self.origins,
+            validator=self.issuer,
+            hub=self.hub,
+            backplane=self.backplane,
+            listener=self.listener or MessageListener(self.hub),
+            tracer=provider.get_tracer("test"),
+            utc_now=lambda: datetime.now(UTC),
+        )
+
+    def begin(
+        self,
+        client: MemoryClient,
+        *tokens: str,
+        v1: bool = False,
+        origin: str | None = None,
+        correlation_id: UUID | None = None,
+        peer_shown: bool = True,
+    ) -> MemoryClient:
+        """Let the client ask for an upgrade; not every server shows the peer."""
+        upgrade = Upgrade(
+            correlation_id=correlation_id or uuid4(),
+            credentials=Credentials(tokens),
+            requested_subprotocols=[SUBPROTOCOL_V1] if v1 else [],
+            origin=origin,
+            peer=client.peer if peer_shown else None,
+        )
+        client.session = asyncio.create_task(self.sessions.serve(client.socket, upgrade))
+        return client
+
+    async def connect(
+        self, user_id: str = "teacher-1", *, v1: bool = False, client: MemoryClient | None = None
+    ) -> MemoryClient:
+        """A client of the user's, connected; with v1 its `welcome` has been read."""
+        client = self.begin(client or MemoryClient(), self.issuer.token(user_id), v1=v1)
+        await client.connected()
+        if v1 and client.reads.is_set():
+            assert (await client.frame())["type"] == "welcome"
+        return client
+
+    def assert_nothing_left(self) -> None:
+        """No connection, no subscription, and no task but the test's own."""
+        statistics = self.hub.statistics()
+        assert (statistics.connections, statistics.users, statistics.handshakes) == (0, 0, 0)
+        assert self.hub.connections() == ()
+        assert self.backplane.subscriptions == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}

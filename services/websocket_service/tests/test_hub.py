@@ -1,0 +1,213 @@
+"""Who is admitted, who is there, and how they all leave."""
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from common_core.error_enums import ErrorCode
+from huleedu_service_libs.error_handling import HuleEduError
+from services.websocket_service.close_reasons import DRAINING, TOKEN_EXPIRED
+from services.websocket_service.connection import Connection, UserId
+from services.websocket_service.frames import Dialect
+from services.websocket_service.hub import ConnectionHub, HubLimits
+from services.websocket_service.outbox import OutboundFrame
+from services.websocket_service.tests.fakes import LIMITS as SESSION_LIMITS
+from services.websocket_service.tests.fakes import FakePeer, MemoryClient, Service
+
+LIMITS = HubLimits(
+    max_connections=4, max_connections_per_user=2, outbox_max_bytes=10, outbox_max_frames=3
+)
+EXPIRES_AT = datetime.now(UTC) + timedelta(hours=1)
+
+
+@pytest.fixture
+async def hub() -> ConnectionHub:
+    return ConnectionHub(LIMITS, service="websocket_service")
+
+
+def admit(hub: ConnectionHub, stack: ExitStack, user: str = "a") -> Connection:
+    return stack.enter_context(
+        hub.admit(
+            user_id=UserId(user),
+            dialect=Dialect.PLAIN,
+            expires_at=EXPIRES_AT,
+            correlation_id=uuid4(),
+        )
+    )
+
+
+async def test_user_has_a_limit(hub: ConnectionHub) -> None:
+    """A user's connections are limited, another user's are not touched by that."""
+    with ExitStack() as stack:
+        admit(hub, stack)
+        admit(hub, stack)
+        with pytest.raises(HuleEduError) as refused:
+            admit(hub, stack)
+        assert refused.value.error_detail.error_code is ErrorCode.QUOTA_EXCEEDED
+        assert refused.value.error_detail.details["limit"] == 2
+        admit(hub, stack, "b")
+        assert hub.statistics().connections == 3
+        assert hub.statistics().users == 2
+    assert hub.statistics().users == 0
+
+
+async def test_place_of_one_that_left_is_free(hub: ConnectionHub) -> None:
+    """A user who closes a tab may open another one."""
+    with ExitStack() as first, ExitStack() as second:
+        admit(hub, first)
+        admit(hub, second)
+        first.close()
+        admit(hub, first)
+
+
+async def test_process_has_a_limit(hub: ConnectionHub) -> None:
+    """A full process admits nobody, and says so before it looks at any token."""
+    with ExitStack() as stack:
+        for user in "abcd":
+            assert not hub.full
+            admit(hub, stack, user)
+        assert hub.full
+        with pytest.raises(HuleEduError) as refused:
+            hub.check_node(uuid4())
+        assert refused.value.error_detail.error_code is ErrorCode.CONNECTION_ERROR
+        with pytest.raises(HuleEduError):
+            admit(hub, stack, "e")
+    assert not hub.full
+
+
+async def test_error_carries_the_correlation_id(hub: ConnectionHub) -> None:
+    """A refusal can be found in the logs by the id that the client was told."""
+    await hub.drain(timeout_s=1)
+    correlation_id = uuid4()
+    with pytest.raises(HuleEduError) as refused:
+        hub.check_node(correlation_id)
+    assert refused.value.error_detail.error_code is ErrorCode.SERVICE_UNAVAILABLE
+    assert refused.value.error_detail.correlation_id == correlation_id
+
+
+async def test_place_is_free_after_a_failure(hub: ConnectionHub) -> None:
+    """A connection that fails leaves no entry behind."""
+    stack = ExitStack()
+    admit(hub, stack)
+    failure = RuntimeError("boom")
+    assert not stack.__exit__(type(failure), failure, None)
+    assert hub.connections() == ()
+    assert hub.statistics().users == 0
+
+
+async def test_connection_has_the_bounds_of_the_process(hub: ConnectionHub) -> None:
+    """What waits for one connection is bounded as the settings say."""
+    with ExitStack() as stack:
+        outbox = admit(hub, stack).outbox
+        assert not outbox.offer(OutboundFrame("x", 11))
+        assert [outbox.offer(OutboundFrame("x", 1)) for _ in range(4)] == [True, True, True, False]
+
+
+async def test_first_reason_stands(hub: ConnectionHub) -> None:
+    """A connection ends for exactly one reason: the first."""
+    with ExitStack() as stack:
+        connection = admit(hub, stack)
+        connection.close(TOKEN_EXPIRED)
+        connection.close(DRAINING)
+        assert connection.closing.result() is TOKEN_EXPIRED
+
+
+async def test_ids_differ(hub: ConnectionHub) -> None:
+    """Two connections of one user can be told apart."""
+    with ExitStack() as stack:
+        assert admit(hub, stack).id != admit(hub, stack).id
+
+
+async def test_nobody_there(hub: ConnectionHub) -> None:
+    """A process without connections drains at once, as often as it is asked."""
+    await hub.drain(timeout_s=1)
+    await hub.drain(timeout_s=1)
+    assert hub.draining
+
+
+async def test_snapshot_does_not_change(hub: ConnectionHub) -> None:
+    """A snapshot shows one moment, whatever happens afterwards."""
+    before = hub.statistics()
+    hub.counts.opened[Dialect.V1] += 1
+    with hub.session():
+        assert hub.statistics().handshakes == 1
+        assert before.handshakes == 0
+    assert before.opened == {}
+
+
+async def test_drain_says_goodbye_to_everybody() -> None:
+    """When the server drains, each client is told to come back later and all is released."""
+    service = Service()
+    clients = [await service.connect(f"user-{n}", v1=bool(n % 2)) for n in range(6)]
+    await service.hub.drain(timeout_s=20)
+
+    service.assert_nothing_left()
+    for client in clients:
+        assert client.close_frame is not None
+        assert client.close_frame.code == 1012
+        assert client.close_frame.fields["retry_after_ms"] > 0
+        assert not client.peer.aborted
+    assert service.hub.statistics().closed == {1012: 6}
+
+
+async def test_drain_reaches_a_handshake() -> None:
+    """A client whose upgrade is under way when the drain begins is told to come back later."""
+    service = Service()
+    service.backplane.acknowledges.clear()
+    client = service.begin(MemoryClient(), service.issuer.token("a"))
+    await service.backplane.asked.wait()
+    draining = asyncio.create_task(service.hub.drain(timeout_s=20))
+    await asyncio.sleep(0)
+    service.backplane.acknowledges.set()
+    assert (await client.closed()).code == 1012
+    await draining
+    service.assert_nothing_left()
+
+
+async def test_nobody_comes_in_during_a_drain() -> None:
+    """Who connects to a server that drains is told to come back later."""
+    service = Service()
+    await service.hub.drain(timeout_s=20)
+    client = service.begin(MemoryClient(), service.issuer.token("a"))
+    assert (await client.closed()).fields["error_code"] == "SERVICE_UNAVAILABLE"
+    service.assert_nothing_left()
+
+
+async def test_drain_cuts_off_those_who_do_not_go() -> None:
+    """A client that takes nothing any more does not hold up the shutdown."""
+    service = Service()
+    stuck = await service.connect("a")
+    stuck.reads.clear()
+    service.backplane.publish("a", b"never read")
+    await service.hub.drain(timeout_s=0.01)
+    assert stuck.peer.aborted
+    stuck.leave(None)
+    await stuck.ended()
+    service.assert_nothing_left()
+
+
+async def test_drain_cuts_off_those_who_do_not_answer() -> None:
+    """A client that does not answer the close frame is dropped, and the drain returns."""
+    service = Service(limits=replace(SESSION_LIMITS, close_timeout_s=0.01))
+    mute = await service.connect("a", client=MemoryClient(answers_close=False))
+    await service.hub.drain(timeout_s=20)
+    assert mute.close_frame is not None
+    assert mute.peer.aborted
+    await mute.ended()
+    service.assert_nothing_left()
+
+
+async def test_peer_that_nobody_can_see_is_left_alone(hub: ConnectionHub) -> None:
+    """Under a server that shows no peers the drain still ends in time."""
+    with ExitStack() as stack:
+        stack.enter_context(hub.session())
+        connection = admit(hub, stack)
+        assert connection.peer is None
+        await hub.drain(timeout_s=0.01)
+        connection.peer = FakePeer()
+        await hub.drain(timeout_s=0.01)
+        assert connection.peer.aborted

@@ -1,0 +1,142 @@
+"""What a scrape shows."""
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
+from services.websocket_service.metrics import ServiceCollector
+from services.websocket_service.tests.fakes import MemoryClient, Service
+
+SUBSCRIPTIONS = SubscriptionStatistics(
+    connected=True,
+    channels=2,
+    subscriptions=3,
+    messages=40,
+    bytes=500,
+    overflows=6,
+    connections_opened=7,
+    silent_for_s=0.8,
+)
+
+
+def scrape(service: Service) -> dict[str, Metric]:
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(service.hub.statistics, lambda: SUBSCRIPTIONS))
+    text = generate_latest(registry).decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(families: dict[str, Metric], name: str, **labels: str) -> float:
+    (found,) = [
+        sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == name and sample.labels == labels
+    ]
+    return float(found)
+
+
+async def test_state_is_read_when_scraped() -> None:
+    """What is shown is what is there at that moment, and zero when everybody has left."""
+    service = Service()
+    first = await service.connect("teacher-1", v1=True)
+    second = await service.connect("teacher-1")
+    families = scrape(service)
+    assert value(families, "websocket_connections") == 2
+    assert value(families, "websocket_users") == 1
+    assert value(families, "websocket_draining") == 0
+    assert value(families, "websocket_connections_opened_total", dialect="plain") == 1
+    assert value(families, "websocket_connections_opened_total", dialect="huleedu.notify.v1") == 1
+    assert value(families, "websocket_token_checks_total", result="valid") == 2
+
+    payload = b'{"event":"a","data":{}}'
+    assert service.backplane.publish("teacher-1", payload) == 2
+    await first.text()
+    await second.text()
+    for client in (first, second):
+        client.leave(1000)
+        await client.ended()
+    families = scrape(service)
+    assert value(families, "websocket_connections") == 0
+    assert value(families, "websocket_users") == 0
+    assert value(families, "websocket_handshakes") == 0
+    assert value(families, "websocket_connections_closed_total", code="1000") == 2
+    assert value(families, "websocket_connection_duration_seconds_count") == 2
+    assert value(families, "websocket_deliveries_total") == 2
+    assert value(families, "websocket_delivered_bytes_total") == 2 * len(payload)
+    assert value(families, "websocket_publish_to_write_seconds_count") == 2
+
+
+async def test_refusals_are_told_apart() -> None:
+    """The reasons for refusals, and the results of token checks, can be counted."""
+    service = Service()
+    for tokens in ((), ("unknown",), ("a", "b")):
+        await service.begin(MemoryClient(), *tokens).closed()
+    families = scrape(service)
+    for reason in ("missing_token", "invalid_token", "conflicting_credentials"):
+        assert value(families, "websocket_handshakes_refused_total", reason=reason) == 1
+        assert value(families, "websocket_token_checks_total", result=reason) == 1
+    assert value(families, "websocket_connections") == 0
+
+
+async def test_what_a_dialect_cannot_carry_is_counted() -> None:
+    """A payload that could not be shown to anybody does not vanish without a trace."""
+    service = Service()
+    client = await service.connect()
+    service.backplane.publish("teacher-1", b"\xff")
+    service.backplane.publish("teacher-1", b"next")
+    assert await client.text() == "next"
+    assert value(scrape(service), "websocket_undeliverable_total") == 1
+    client.leave()
+    await client.ended()
+
+
+async def test_redis_side() -> None:
+    """The connection to Redis is shown with what it has brought."""
+    families = scrape(Service())
+    assert value(families, "websocket_redis_connected") == 1
+    assert value(families, "websocket_subscribed_channels") == 2
+    assert value(families, "websocket_subscriptions") == 3
+    assert value(families, "websocket_redis_messages_total") == 40
+    assert value(families, "websocket_subscription_overflows_total") == 6
+    assert value(families, "websocket_redis_connections_opened_total") == 7
+
+
+async def test_names_help_and_labels() -> None:
+    """Each metric has a help text and units in its name, and no label names a user."""
+    service = Service()
+    user = "user-with-a-name"
+    client = await service.connect(user, v1=True)
+    await service.begin(MemoryClient(), f"token-of-{user}").closed()
+    families = scrape(service)
+
+    assert all(family.documentation for family in families.values())
+    labels = {
+        (label, text)
+        for family in families.values()
+        for sample in family.samples
+        for label, text in sample.labels.items()
+    }
+    assert {label for label, _ in labels} <= {"dialect", "code", "reason", "result", "le"}
+    assert not [text for _, text in labels if user in text]
+    client.leave()
+    await client.ended()
+
+
+async def test_latency_is_from_publication() -> None:
+    """Latency counts from the publisher's own time; a fast clock makes it no less than zero."""
+    service = Service()
+    client = await service.connect()
+    for timestamp in ("2999-01-01T00:00:00Z", "2000-01-01T00:00:00Z"):
+        service.backplane.publish("teacher-1", f'{{"timestamp":"{timestamp}"}}'.encode())
+        await client.text()
+    client.leave()
+    await client.ended()
+
+    families = scrape(service)
+    assert value(families, "websocket_publish_to_write_seconds_count") == 2
+    # The one from the future counts as no time at all, the one from 2000 is beyond all bounds.
+    assert value(families, "websocket_publish_to_write_seconds_sum") > 0
+    assert value(families, "websocket_publish_to_write_seconds_bucket", le="0.001") == 1
+    assert value(families, "websocket_publish_to_write_seconds_bucket", le="10.0") == 1

@@ -1,0 +1,190 @@
+"""What becomes of a payload on its way to the two dialects."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from services.websocket_service.publication import Publication
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+# Half a surrogate pair can be written in JSON, with an escape, and no UTF-8 can hold it.
+STRINGS = st.text(max_size=8) | st.text(st.characters(categories=["Cs"]), max_size=2)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | STRINGS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3),
+    max_leaves=8,
+)
+OBJECTS = st.dictionaries(STRINGS | st.sampled_from(["event", "data", "type"]), VALUES, max_size=5)
+SPACES = st.text(" \t\r\n", max_size=3)
+
+
+def parsed(text: str) -> Any:
+    """What a browser makes of it: standard JSON, or an error."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(constant)
+
+    text.encode()
+    return json.loads(text, parse_constant=refuse)
+
+
+@given(fields=OBJECTS, before=SPACES, after=SPACES, indent=st.sampled_from([None, 2]))
+@example(fields={"type": "\ud800"}, before="", after="", indent=None)
+def test_notification_is_the_object_with_its_type(
+    fields: dict[str, Any], before: str, after: str, indent: int | None
+) -> None:
+    """A v1 client reads the published object, known by its type, whatever the object holds."""
+    payload = before + json.dumps(fields, indent=indent) + after
+    notification = Publication(payload.encode()).notification
+
+    assert notification is not None
+    assert notification.startswith('{"type":"notification"')
+    assert parsed(notification) == {**parsed(payload), "type": "notification"}
+
+
+@given(fields=OBJECTS.filter(lambda fields: fields and "type" not in fields))
+def test_notification_keeps_the_publishers_spelling(fields: dict[str, Any]) -> None:
+    """The fields of a v1 notification are to the byte what was published."""
+    payload = json.dumps(fields, ensure_ascii=True, indent=1)
+    notification = Publication(payload.encode()).notification
+    assert notification is not None
+    assert notification.removeprefix('{"type":"notification",') == payload.removeprefix("{")
+
+
+@given(text=st.text())
+@example(text="\ufeff{}")
+@example(text="")
+def test_text_is_exact(text: str) -> None:
+    """A plain client reads what was published, to the byte."""
+    assert Publication(text.encode()).text == text
+
+
+@given(payload=st.binary())
+def test_any_bytes_have_an_outcome(payload: bytes) -> None:
+    """No payload breaks the delivery: it has a text or it has none."""
+    publication = Publication(payload)
+    text, notification = publication.text, publication.notification
+    assert text is None or text.encode() == payload
+    assert notification is None or parsed(notification)["type"] == "notification"
+    assert publication.trace_context is None or publication.trace_context
+    assert publication.published_at is None or publication.published_at
+
+
+@pytest.mark.parametrize("payload", [b"\xff", b'{"a":"\xc3"}', b"\xed\xa0\x80", b"{}\x80"])
+def test_invalid_utf8_fits_no_dialect(payload: bytes) -> None:
+    """What is no UTF-8 can be sent in no text frame."""
+    publication = Publication(payload)
+    assert publication.text is None
+    assert publication.notification is None
+    assert publication.trace_context is None
+    assert publication.published_at is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"hello",
+        b"null",
+        b"1",
+        b'"text"',
+        b"[]",
+        b'[{"event":"a"}]',
+        b"{",
+        b'{"a":1}{"b":2}',
+        b'{"a":NaN}',
+        b'{"a":[Infinity]}',
+        b'{"a":-Infinity,"type":"x"}',
+        b'{"a":1e999,"type":"x"}',
+        b"{'a':1}",
+        b'\xef\xbb\xbf{"a":1}',
+        b'\x0b{"a":1}',
+        '\u00a0{"a":1}'.encode(),
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"type":"x","a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=lambda payload: repr(payload[:24]),
+)
+def test_what_is_no_json_object_is_no_notification(payload: bytes) -> None:
+    """A v1 client never gets a frame that its parser refuses or that is no object."""
+    publication = Publication(payload)
+    assert publication.notification is None
+    assert publication.text == payload.decode()
+
+
+def test_object_that_can_just_be_read_can_be_written() -> None:
+    """However deep an object is, there is a frame or there is none, and never a crash."""
+    for depth in range(1, 1200):
+        payload = b'{"type":"x","a":' + b"[" * depth + b"]" * depth + b"}"
+        notification = Publication(payload).notification
+        assert notification is None or notification.startswith('{"type":"notification"')
+
+
+def test_empty_object() -> None:
+    """A notification that says nothing is still a notification."""
+    assert Publication(b" { } ").notification == '{"type":"notification"}'
+
+
+def test_each_part_is_computed_once() -> None:
+    """However many connections a payload goes to, it is decoded once."""
+    publication = Publication(b'{"type":"x"}')
+    assert publication.text is publication.text
+    assert publication.notification is publication.notification
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"metadata": {"traceparent": TRACEPARENT}}, True),
+        ({"event": "a", "data": {}, "metadata": {"traceparent": TRACEPARENT, "a": 1}}, True),
+        ({"data": {"traceparent": TRACEPARENT}}, False),
+        ({"traceparent": TRACEPARENT}, False),
+        ({"metadata": {"traceparent": None}}, False),
+        ({"metadata": {"traceparent": [TRACEPARENT]}}, False),
+        ({"metadata": [{"traceparent": TRACEPARENT}]}, False),
+        ({"metadata": None, "note": '"traceparent"'}, False),
+        ([{"metadata": {"traceparent": TRACEPARENT}}], False),
+    ],
+)
+def test_trace_context(fields: Any, found: bool) -> None:
+    """A trace is continued where the publisher named one in its metadata, and nowhere else."""
+    context = Publication(json.dumps(fields).encode()).trace_context
+    assert (context is not None) == found
+    if context is not None:
+        assert context["traceparent"] == TRACEPARENT
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"timestamp": "2026-01-01T00:00:00+00:00"}, datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"timestamp": "2026-01-01T00:00:00Z"}, datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"timestamp": "2026-01-01T02:00:00+02:00"}, datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"timestamp": "2026-01-01T00:00:00"}, datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"event_timestamp": "2026-01-01T00:00:00Z"}, datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"timestamp": 5, "event_timestamp": "2026-01-01"}, datetime(2026, 1, 1, tzinfo=UTC)),
+        ({"data": {"timestamp": "2026-01-01T00:00:00Z"}}, None),
+        ({"timestamp": "yesterday"}, None),
+        ({"timestamp": ""}, None),
+        ({"timestamp": None}, None),
+        ([{"timestamp": "2026-01-01T00:00:00Z"}], None),
+    ],
+)
+def test_time_of_publication(fields: Any, at: datetime | None) -> None:
+    """The time of publication is the payload's own, with or without a time zone."""
+    published_at = Publication(json.dumps(fields).encode()).published_at
+    assert published_at == (None if at is None else at.timestamp())
+
+
+@given(timestamp=st.text() | st.datetimes().map(datetime.isoformat))
+@example(timestamp="0001-01-01T00:00:00+23:59")
+@example(timestamp="9999-12-31T23:59:59-23:59")
+def test_any_timestamp_has_an_outcome(timestamp: str) -> None:
+    """A publisher's odd clock breaks no delivery."""
+    published_at = Publication(json.dumps({"timestamp": timestamp}).encode()).published_at
+    assert published_at is None or isinstance(published_at, float)

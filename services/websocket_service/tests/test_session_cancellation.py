@@ -1,0 +1,142 @@
+"""A client may vanish, and a server may give up, at any moment of a connection's life."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from services.websocket_service.close_reasons import DRAINING
+from services.websocket_service.tests.fakes import LIMITS, MemoryClient, Service
+
+# The longest of these lives takes fewer event loop turns; a test that gets there has failed.
+MAX_TURNS = 400
+
+
+@dataclass
+class Life:
+    """A connection, and what happens to it in which turn of the event loop."""
+
+    service: Service
+    client: MemoryClient
+
+    def publish(self) -> None:
+        self.service.backplane.publish("a", b'{"event":"a","data":{}}')
+
+    def flood(self) -> None:
+        for _ in range(60):
+            self.publish()
+
+    def ping(self) -> None:
+        self.client.say('{"type":"ping","nonce":1}')
+
+    def binary(self) -> None:
+        self.client.say(b"binary")
+
+    def drain(self) -> None:
+        for connection in self.service.hub.connections():
+            connection.close(DRAINING)
+
+    def lose_redis(self) -> None:
+        self.service.backplane.fail(RedisConnectionError("gone"))
+
+    def break_down(self) -> None:
+        self.service.backplane.fail(ZeroDivisionError("a defect"))
+
+    def violate(self) -> None:
+        self.client.peer.violated.set_result(1007)
+
+    def stop_reading(self) -> None:
+        self.client.reads.clear()
+
+    def read_again(self) -> None:
+        self.client.reads.set()
+
+
+Script = dict[int, Callable[[Life], None]]
+LIVES: dict[str, Script] = {
+    "binary frame": {20: Life.publish, 30: Life.ping, 40: Life.binary},
+    "drain at once": {6: Life.drain},
+    "drain with a queue": {
+        15: Life.stop_reading,
+        16: Life.flood,
+        40: Life.drain,
+        60: Life.read_again,
+    },
+    "redis lost": {20: Life.lose_redis},
+    "defect": {20: Life.break_down},
+    "violation": {20: Life.violate},
+    "slow client": {
+        15: Life.stop_reading,
+        16: Life.flood,
+        17: Life.flood,
+        160: Life.read_again,
+    },
+}
+
+
+async def live(script: Script, *, v1: bool, admitted: bool, give_up_in: int, again: bool) -> bool:
+    """Live for so many turns, then be cancelled; True where the life had ended before."""
+    service = Service(limits=replace(LIMITS, message_burst=1000))
+    tokens = [service.issuer.token("a")] if admitted else []
+    client = service.begin(MemoryClient(), *tokens, v1=v1)
+    life = Life(service, client)
+    session = client.session
+    assert session is not None
+    for turn in range(give_up_in):
+        if turn in script:
+            script[turn](life)
+        await asyncio.sleep(0)
+    ended = session.done()
+    session.cancel()
+    if again:
+        await asyncio.sleep(0)
+        session.cancel()
+    await client.ended()
+    if again:
+        # The session's own tasks were told to stop; it could not wait until they had.
+        for _ in range(3):
+            await asyncio.sleep(0)
+    service.assert_nothing_left()
+    statistics = service.hub.statistics()
+    assert sum(statistics.opened.values()) == sum(statistics.closed.values())
+    assert statistics.duration.buckets[-1][1] == sum(statistics.closed.values())
+    return ended
+
+
+async def cancel_in_every_turn(script: Script, *, v1: bool, admitted: bool, again: bool) -> None:
+    for turn in range(MAX_TURNS):
+        if await live(script, v1=v1, admitted=admitted, give_up_in=turn, again=again):
+            return
+    pytest.fail("this life does not end")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("v1", [False, True], ids=["plain", "v1"])
+@pytest.mark.parametrize("script", LIVES.values(), ids=LIVES)
+async def test_nothing_is_left(script: Script, v1: bool, again: bool) -> None:
+    """Whenever a connection is cut off, no entry, no subscription and no task of it is left."""
+    await cancel_in_every_turn(script, v1=v1, admitted=True, again=again)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("v1", [False, True], ids=["plain", "v1"])
+async def test_nothing_is_left_of_a_refusal(v1: bool, again: bool) -> None:
+    """Whenever a client that is being refused vanishes, nothing of it is left."""
+    await cancel_in_every_turn({}, v1=v1, admitted=False, again=again)
+
+
+@pytest.mark.parametrize("give_up_in", range(12))
+async def test_redis_that_never_acknowledges(give_up_in: int) -> None:
+    """A client that vanishes while Redis keeps it waiting leaves no subscription behind."""
+    service = Service()
+    service.backplane.acknowledges.clear()
+    client = service.begin(MemoryClient(), service.issuer.token("a"))
+    for _ in range(give_up_in):
+        await asyncio.sleep(0)
+    client.leave(None)
+    await client.ended()
+    assert not client.accepted.done()
+    assert service.hub.statistics().opened == {}
+    service.assert_nothing_left()
