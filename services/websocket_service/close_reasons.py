@@ -14,6 +14,7 @@ from huleedu_service_libs.error_handling import HuleEduError
 
 # RFC 6455, section 5.5: a control frame carries 125 bytes, two of which are the code.
 MAX_REASON_BYTES: Final = 123
+MAX_RETRY_AFTER_MS: Final = 9_999
 
 
 class Reconnect(StrEnum):
@@ -131,7 +132,7 @@ def reason_text(
     """The JSON object of a close frame, at most 123 bytes of UTF-8.
 
     Where room is short the correlation id goes without its dashes, then the message is cut at a
-    character boundary, then `retry_after_ms` is as long as its digits fit (1012: 9.999 s).
+    character boundary. `retry_after_ms` is at most 9,999: more digits would leave no room.
     """
     if reason.error_code is None:
         return ""
@@ -141,13 +142,10 @@ def reason_text(
             "correlation_id": correlation,
         }
         if retry_after_ms is not None:
-            fields["retry_after_ms"] = retry_after_ms
+            fields["retry_after_ms"] = min(retry_after_ms, MAX_RETRY_AFTER_MS)
         room = MAX_REASON_BYTES - len(_compact({**fields, "message": ""}))
         if len(_compact(reason.message)) - len('""') <= room:
             break
-    if room < 0 and retry_after_ms is not None:
-        # Sooner than asked for is better than a reason that nobody can parse.
-        fields["retry_after_ms"] = 10 ** (len(str(retry_after_ms)) + room) - 1
     message = reason.message
     while message and len(_compact(message)) - len('""') > room:
         message = message[:-1]

@@ -36,6 +36,10 @@ class PeerProtocol(Protocol):
         """Write a ping frame without waiting."""
         ...
 
+    def finish(self) -> None:
+        """Say below WebSocket that nothing more will be written."""
+        ...
+
     def abort(self) -> None:
         """Drop the TCP connection, whatever is still unsent."""
         ...

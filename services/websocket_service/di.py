@@ -16,6 +16,7 @@ from common_core.timestamps import utc_now
 from huleedu_service_libs.observability import get_tracer
 from huleedu_service_libs.redis_client import RedisClient
 from services.websocket_service.config import Settings
+from services.websocket_service.exchange import SessionLimits
 from services.websocket_service.hub import ConnectionHub, HubLimits
 from services.websocket_service.implementations.backplane import RedisBackplane
 from services.websocket_service.implementations.jwt_validator import JWTValidator
@@ -30,7 +31,7 @@ from services.websocket_service.protocols import (
     MessageListenerProtocol,
 )
 from services.websocket_service.publication import Publication
-from services.websocket_service.session import SessionLimits, SessionServer
+from services.websocket_service.session import SessionServer
 
 # The commands of this process are pings: the notifications come over the subscription connection.
 MAX_COMMAND_CONNECTIONS = 2

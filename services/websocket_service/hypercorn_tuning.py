@@ -78,6 +78,11 @@ class Peer:
         if not self._writer.is_closing():
             self._writer.write(_PING_FRAME)
 
+    def finish(self) -> None:
+        """Say in TCP that nothing more will be written; TLS has no word for that."""
+        if self._writer.can_write_eof():
+            self._writer.write_eof()
+
     def abort(self) -> None:
         """Drop the TCP connection, whatever is still unsent."""
         self._writer.transport.abort()
@@ -200,9 +205,11 @@ class TunedLogger(Logger):
 
 class _ShutdownEvent(EventWrapper):
     async def set(self) -> None:
-        await asyncio.gather(*(callback() for callback in _before_shutdown))
-        await super().set()
-        asyncio.get_running_loop().call_later(_LAST_RESPONSES_S, _abort_all)
+        try:
+            await asyncio.gather(*(callback() for callback in _before_shutdown))
+        finally:
+            await super().set()
+            asyncio.get_running_loop().call_later(_LAST_RESPONSES_S, _abort_all)
 
 
 def _abort_all() -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from huleedu_service_libs.logging_utils import create_service_logger
 from services.websocket_service import frames
 from services.websocket_service.close_reasons import (
     SILENT_CLIENT,
@@ -16,6 +17,8 @@ from services.websocket_service.connection import Connection
 from services.websocket_service.frames import Dialect
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.outbox import OutboundFrame
+
+logger = create_service_logger(__name__)
 
 # Nothing here needs finer timing than this, and a visit to each connection costs CPU.
 MAX_TICK_S = 1.0
@@ -62,7 +65,11 @@ class ConnectionKeeper:
             await asyncio.sleep(self._intervals.tick_s)
             now, utc_now = loop.time(), self._utc_now()
             for connection in self._hub.connections():
-                self.attend(connection, now, utc_now)
+                try:
+                    self.attend(connection, now, utc_now)
+                except Exception:
+                    # One connection's defect must not take expiry and pings from all others.
+                    logger.exception("keeper failed", connection_id=connection.id)
 
     def attend(self, connection: Connection, now: float, utc_now: datetime) -> None:
         """Do for one connection what is due. `now` is the event loop's time in seconds."""

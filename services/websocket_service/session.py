@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import Span, Tracer
 
 from common_core.error_enums import ErrorCode
 from common_core.models.error_models import ErrorDetail
@@ -27,28 +26,22 @@ from huleedu_service_libs.error_handling import (
     raise_connection_error,
 )
 from huleedu_service_libs.logging_utils import create_service_logger
-from huleedu_service_libs.observability import trace_operation, use_trace_context
+from huleedu_service_libs.observability import trace_operation
 from services.websocket_service import frames
 from services.websocket_service.close_reasons import (
-    BINARY_FRAME,
     CLIENT_CLOSED,
     CLIENT_GONE,
     DEFECT,
-    MESSAGE_TOO_BIG,
-    PROTOCOL_VIOLATION,
-    RATE_LIMITED,
-    SLOW_CONSUMER,
-    VIOLATIONS,
     CloseReason,
     Reconnect,
     reason_for,
     reason_text,
 )
 from services.websocket_service.connection import Connection, UserId
-from services.websocket_service.frames import Dialect, InvalidFrame
+from services.websocket_service.exchange import Exchange, SessionLimits
+from services.websocket_service.frames import Dialect
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.origins import AllowedOrigins
-from services.websocket_service.outbox import OutboundFrame
 from services.websocket_service.protocols import (
     BackplaneProtocol,
     BackplaneUnavailableError,
@@ -56,23 +49,9 @@ from services.websocket_service.protocols import (
     MessageListenerProtocol,
     SocketProtocol,
 )
-from services.websocket_service.publication import Publication
-from services.websocket_service.rate_limit import TokenBucket
 from services.websocket_service.upgrade import Upgrade
 
 logger = create_service_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """What a client may send and how long it may take."""
-
-    max_message_bytes: int
-    messages_per_second: int
-    message_burst: int
-    heartbeat_s: float
-    close_timeout_s: float
-    retry_after_s: float
 
 
 class SessionServer:
@@ -97,9 +76,15 @@ class SessionServer:
         self._validator = validator
         self._hub = hub
         self._backplane = backplane
-        self._listener = listener
         self._tracer = tracer
-        self._utc_now = utc_now
+        self._exchange = Exchange(
+            service=service,
+            limits=limits,
+            hub=hub,
+            listener=listener,
+            tracer=tracer,
+            utc_now=utc_now,
+        )
 
     async def serve(self, socket: SocketProtocol, upgrade: Upgrade) -> None:
         """Attend to a socket until it is closed. The server cancels this when the peer leaves."""
@@ -157,7 +142,7 @@ class SessionServer:
             async with self._subscription(connection) as payloads:
                 await socket.accept(upgrade.subprotocol)
                 with self._opened(connection):
-                    return await self._run(socket, connection, payloads)
+                    return await self._exchange.run(socket, connection, payloads)
 
     def _authenticate(self, upgrade: Upgrade) -> JWTClaims:
         tokens = upgrade.credentials.tokens
@@ -240,146 +225,6 @@ class SessionServer:
                 duration_s=round(duration_s, 3),
             )
 
-    async def _run(
-        self, socket: SocketProtocol, connection: Connection, payloads: AsyncIterator[bytes]
-    ) -> CloseReason:
-        """Run the connection's tasks until one of them, or anybody else, gives a reason to end."""
-        if connection.peer is not None:
-            connection.peer.violated.add_done_callback(
-                lambda violated: connection.close(
-                    VIOLATIONS.get(violated.result(), PROTOCOL_VIOLATION)
-                )
-            )
-        if connection.dialect is Dialect.V1:
-            self._offer(
-                connection,
-                frames.welcome(
-                    connection_id=connection.id,
-                    user_id=connection.user_id,
-                    heartbeat_ms=round(self._limits.heartbeat_s * 1000),
-                    token_expires_at=connection.expires_at,
-                ),
-            )
-        listening = asyncio.create_task(
-            self._listener.listen(connection, payloads), name=f"listen:{connection.id}"
-        )
-        reading = asyncio.create_task(self._read(socket, connection), name=f"read:{connection.id}")
-        writing = asyncio.create_task(
-            self._write(socket, connection), name=f"write:{connection.id}"
-        )
-        try:
-            ends: list[asyncio.Future[CloseReason]] = [
-                connection.closing,
-                listening,
-                reading,
-                writing,
-            ]
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in done:
-                connection.close(end.result())
-            await self._cancel(listening, reading)
-            await self._flush(connection, writing)
-        finally:
-            await self._cancel(listening, reading, writing)
-        return connection.closing.result()
-
-    async def _flush(self, connection: Connection, writing: asyncio.Task[CloseReason]) -> None:
-        """Let what was already taken from Redis reach a client that is reading."""
-        if connection.closing.result().code != SLOW_CONSUMER.code:
-            connection.outbox.finish()
-            await asyncio.wait([writing], timeout=self._limits.close_timeout_s)
-            if writing.done():
-                writing.result()  # a failed write is a defect, at the end too
-
-    @staticmethod
-    async def _cancel(*tasks: asyncio.Task[CloseReason]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-    async def _write(self, socket: SocketProtocol, connection: Connection) -> CloseReason:
-        """Write what is in the outbox, in order, until it is finished: then the reason stands."""
-        loop = asyncio.get_running_loop()
-        while (frame := await connection.outbox.take()) is not None:
-            connection.writing_since = loop.time()
-            if frame.publication is None:
-                await socket.send(frame.text)
-            else:
-                with self._forwarding(connection, frame.publication):
-                    await socket.send(frame.text)
-                self._delivered(frame.publication)
-            connection.writing_since = None
-            connection.last_written_at = loop.time()
-        return connection.closing.result()
-
-    @contextlib.contextmanager
-    def _forwarding(self, connection: Connection, publication: Publication) -> Iterator[None]:
-        """Continue the publisher's trace, where it has one, up to the socket."""
-        carrier = publication.trace_context
-        if carrier is None:
-            yield
-            return
-        with (
-            use_trace_context(carrier),
-            self._tracer.start_as_current_span(
-                "websocket.forward",
-                kind=SpanKind.CONSUMER,
-                attributes={
-                    "websocket.connection_id": connection.id,
-                    "messaging.message.body.size": len(publication),
-                },
-            ),
-        ):
-            yield
-
-    def _delivered(self, publication: Publication) -> None:
-        counts = self._hub.counts
-        counts.deliveries += 1
-        counts.delivered_bytes += len(publication)
-        if publication.published_at is not None:
-            # Two hosts' clocks may disagree; a negative time helps nobody.
-            latency_s = max(0.0, self._utc_now().timestamp() - publication.published_at)
-        else:
-            latency_s = asyncio.get_running_loop().time() - publication.received_at
-        self._hub.latency.observe(latency_s)
-
-    async def _read(self, socket: SocketProtocol, connection: Connection) -> CloseReason:
-        """Take what the client sends, until it breaks a rule."""
-        bucket = TokenBucket(
-            rate=self._limits.messages_per_second,
-            burst=self._limits.message_burst,
-            clock=asyncio.get_running_loop().time,
-        )
-        while True:
-            message = await socket.receive()
-            if not isinstance(message, str):
-                return BINARY_FRAME
-            if len(message.encode()) > self._limits.max_message_bytes:
-                return MESSAGE_TOO_BIG
-            if not bucket.take():
-                return RATE_LIMITED
-            if connection.dialect is Dialect.V1 and not self._answer(connection, message):
-                return SLOW_CONSUMER
-
-    def _answer(self, connection: Connection, text: str) -> bool:
-        parsed = frames.parse_client_frame(text)
-        if not isinstance(parsed, InvalidFrame):
-            return self._offer(connection, frames.pong(parsed.nonce))
-        detail = create_error_detail_with_context(
-            ErrorCode.VALIDATION_ERROR,
-            parsed.message,
-            self._service,
-            "client_frame",
-            connection.correlation_id,
-            details={"field": parsed.field},
-            capture_stack=False,
-        )
-        return self._offer(connection, frames.error(detail))
-
-    @staticmethod
-    def _offer(connection: Connection, text: str) -> bool:
-        return connection.outbox.offer(OutboundFrame(text, len(text.encode())))
-
     async def _close(
         self,
         socket: SocketProtocol,
@@ -408,6 +253,9 @@ class SessionServer:
                     reason.code,
                     reason_text(reason, upgrade.correlation_id, retry_after_ms=retry_after_ms),
                 )
+                if upgrade.peer is not None and upgrade.peer.violated.done():
+                    # After an invalid frame its close frame can't be recognised, its hang-up can.
+                    upgrade.peer.finish()
                 while True:
                     await socket.receive()
         if upgrade.peer is not None:

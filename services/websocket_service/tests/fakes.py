@@ -25,6 +25,7 @@ from huleedu_service_libs.error_handling import (
     raise_configuration_error,
 )
 from services.websocket_service.credentials import Credentials
+from services.websocket_service.exchange import SessionLimits
 from services.websocket_service.frames import SUBPROTOCOL_V1
 from services.websocket_service.hub import ConnectionHub, HubLimits
 from services.websocket_service.implementations.message_listener import MessageListener
@@ -34,7 +35,7 @@ from services.websocket_service.protocols import (
     MessageListenerProtocol,
 )
 from services.websocket_service.publication import Publication
-from services.websocket_service.session import SessionLimits, SessionServer
+from services.websocket_service.session import SessionServer
 from services.websocket_service.upgrade import Upgrade
 
 # Only a test that fails ever waits so long.
@@ -65,10 +66,14 @@ class FakePeer:
         self.close_code: int | None = None
         self.violated: asyncio.Future[int] = loop.create_future()
         self.pings = 0
+        self.finished = False
         self.aborted = False
 
     def ping(self) -> None:
         self.pings += 1
+
+    def finish(self) -> None:
+        self.finished = True
 
     def abort(self) -> None:
         self.aborted = True

@@ -220,6 +220,42 @@ async def test_running_keeper_looks_after_all_connections() -> None:
     service.assert_nothing_left()
 
 
+class BrokenPeer(FakePeer):
+    """A peer whose connection the server has lost track of."""
+
+    def ping(self) -> None:
+        raise OSError("no such connection")
+
+
+class PingedPeer(FakePeer):
+    """A peer that tells when it has been pinged more than once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinged_again = asyncio.Event()
+
+    def ping(self) -> None:
+        super().ping()
+        if self.pings > 1:
+            self.pinged_again.set()
+
+
+async def test_one_broken_connection_is_not_the_end_of_the_keeper() -> None:
+    """What goes wrong with one connection takes pings and expiry from no other."""
+    service = Service()
+    clients = [await service.connect(user) for user in "ab"]
+    first, second = service.hub.connections()
+    first.peer = BrokenPeer()
+    second.peer = healthy = PingedPeer()
+    intervals = replace(INTERVALS, ping_interval_s=0.001)
+    keeper = ConnectionKeeper(service.hub, intervals, lambda: datetime.now(UTC))
+    async with keeper.running(), asyncio.timeout(GIVE_UP_AFTER_S):
+        await healthy.pinged_again.wait()
+    for client in clients:
+        client.leave()
+        await client.ended()
+
+
 @pytest.mark.parametrize(
     ("intervals", "tick_s"),
     [
