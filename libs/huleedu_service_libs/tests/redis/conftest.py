@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def hear_again() -> HearAgain:
     return publish_until_heard
 
 
-Logged = Callable[[str], "contextmanager[asyncio.Future[float]]"]
+Logged = Callable[[str], AbstractContextManager["asyncio.Future[float]"]]
 
 
 class _Signal(logging.Handler):
@@ -139,6 +139,6 @@ def _logged(text: str) -> Iterator["asyncio.Future[float]"]:
 
 
 @pytest.fixture
-def logged() -> Callable[[str], object]:
+def logged() -> Logged:
     """A future of the event loop's time at which the library logged `text`."""
     return _logged

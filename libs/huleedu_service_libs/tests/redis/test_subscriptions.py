@@ -1,21 +1,28 @@
 """What subscribers of one process hear through the connection that they share."""
 
+from __future__ import annotations
+
 import asyncio
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
 from huleedu_service_libs.payload import Payload
 from huleedu_service_libs.redis_client import RedisClient
-from huleedu_service_libs.redis_server import RedisServer
 from huleedu_service_libs.redis_subscriptions import (
     PAYLOAD_OVERHEAD_BYTES,
     SubscriptionHub,
     SubscriptionOverflowError,
 )
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from huleedu_service_libs.redis_server import RedisServer
+    from libs.huleedu_service_libs.tests.redis.conftest import Until
 
 
 @settings(
@@ -70,6 +77,7 @@ async def test_channels_do_not_mix(client: RedisClient) -> None:
 
 async def test_entered_means_heard(client: RedisClient) -> None:
     """What is published right after a subscription was entered arrives, a hundred times of 100."""
+    await client.ping()  # so that even the first publish has a connection and is quick
     for i in range(100):
         async with client.subscribe(f"entered:{i % 7}") as subscription:
             assert await client.publish(f"entered:{i % 7}", b"%d" % i) == 1
@@ -105,6 +113,38 @@ async def test_no_subscriber_no_connection(client: RedisClient, admin: Redis) ->
     await client.ping()
     assert await admin.client_list(_type="pubsub") == []
     assert client.subscription_statistics().silent_for_s is None
+
+
+async def test_opened_in_advance(client: RedisClient, admin: Redis, until: Until) -> None:
+    """A process can have its subscription connection before anybody subscribes."""
+    client.open_subscriptions()
+
+    async def connected() -> bool:
+        return "test:subscriptions" in {c["name"] for c in await admin.client_list()}
+
+    await until(connected)
+    async with client.subscribe("a"):
+        assert client.subscription_statistics().connections_opened == 1
+
+
+class Upper(Payload):
+    @property
+    def upper_case(self) -> bytes:
+        return self.upper()
+
+
+async def test_payloads_of_ones_own_type(server: RedisServer) -> None:
+    """A service can have payloads of its own type, shared by all subscribers like any other."""
+    async with (
+        RedisClient(client_id="test", redis_url=server.url, payload_type=Upper) as client,
+        client.subscribe("a") as first,
+        client.subscribe("a") as second,
+    ):
+        await client.publish("a", "loud")
+        payload = await anext(first)
+        assert isinstance(payload, Upper)
+        assert payload.upper_case == b"LOUD"
+        assert await anext(second) is payload
 
 
 async def test_last_one_out_unsubscribes(client: RedisClient, admin: Redis) -> None:

@@ -70,5 +70,5 @@ def test_light_commands_load_no_server(arguments: list[str]) -> None:
         check=True,
     )
     loaded = json.loads(done.stdout.splitlines()[-1])
-    forbidden = ("quart", "hypercorn", "redis", "websockets")
+    forbidden = ("quart", "hypercorn", "websockets")
     assert not [name for name in loaded if name.partition(".")[0] in forbidden]
