@@ -1,6 +1,6 @@
 """The commands of the console script.
 
-Each command's module is light; what it needs of Quart, Hypercorn, redis or pydantic is imported
+Each command's module is light; what it needs of Quart, Hypercorn or pydantic is imported
 when the command runs, so that `--help` and a shell's completion do not wait for them.
 """
 

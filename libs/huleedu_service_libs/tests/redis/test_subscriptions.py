@@ -162,9 +162,10 @@ async def test_last_one_out_unsubscribes(client: RedisClient, admin: Redis) -> N
 
 
 async def test_what_was_queued_belongs_to_its_subscriber(client: RedisClient) -> None:
-    """A subscriber that comes later does not hear what was published before."""
-    async with client.subscribe("room") as early:
+    """A subscriber that comes later does not hear what waits for another."""
+    async with client.subscribe("room") as early, client.subscribe("room") as witness:
         await client.publish("room", b"before")
+        assert await anext(witness) == b"before"
         async with client.subscribe("room") as late:
             await client.publish("room", b"after")
             assert await anext(late) == b"after"
