@@ -34,6 +34,9 @@ WELL_KNOWN_SECRETS = frozenset(
     }
 )
 
+# RFC 7518, section 3.2: as long as the hash. A shorter one can be guessed from any token.
+MIN_SECRET_BYTES = 32
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -147,7 +150,7 @@ class Settings(JWTValidationSettings):
         try:
             self.get_jwt_verification_key()
         except HuleEduError as error:
-            return error.error_detail.message
+            return f"{error.error_detail.message}: without it every client is refused"
         return None
 
     def problems(self) -> list[str]:
@@ -163,6 +166,11 @@ class Settings(JWTValidationSettings):
             if secret.lower() in WELL_KNOWN_SECRETS:
                 found.append(
                     "JWT_SECRET_KEY is a well-known value: set it to at least 32 random bytes"
+                )
+            elif secret.strip() and len(secret.encode()) < MIN_SECRET_BYTES:
+                found.append(
+                    f"JWT_SECRET_KEY has fewer than {MIN_SECRET_BYTES} bytes: set it to at least "
+                    f"{MIN_SECRET_BYTES} random bytes"
                 )
             if not self.CORS_ORIGINS:
                 found.append(

@@ -32,6 +32,7 @@ from services.websocket_service.close_reasons import (
     CLIENT_CLOSED,
     CLIENT_GONE,
     DEFECT,
+    TOKEN_EXPIRED,
     CloseReason,
     Reconnect,
     reason_for,
@@ -268,5 +269,6 @@ class SessionServer:
             self._service,
             "close",
             upgrade.correlation_id,
+            details={"reason": "token_expired"} if reason is TOKEN_EXPIRED else None,
             capture_stack=False,
         )

@@ -152,6 +152,7 @@ def test_sound_settings_have_no_problem(environ: Environ) -> None:
         ({"WEBSOCKET_PING_INTERVAL": "301"}, "WEBSOCKET_IDLE_TIMEOUT"),
         *(({"JWT_SECRET_KEY": secret}, "JWT_SECRET_KEY") for secret in sorted(WELL_KNOWN_SECRETS)),
         ({"JWT_SECRET_KEY": "ChangeMe"}, "JWT_SECRET_KEY"),
+        ({"JWT_SECRET_KEY": "x" * 31}, "JWT_SECRET_KEY"),
     ],
 )
 def test_production_refuses(environ: Environ, changes: dict[str, str], named: str) -> None:

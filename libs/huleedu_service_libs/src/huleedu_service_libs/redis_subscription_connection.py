@@ -261,22 +261,27 @@ class SubscriptionAddress:
             name: value for name, value in self.arguments.items() if name.startswith("ssl_")
         }
         self._tls = SSLConnection(**options).ssl_context if kind is SSLConnection else None
+        self._host = self.arguments.get("host", "localhost")
+        self._port = self.arguments.get("port", 6379)
+        self._path = self.arguments.get("path", "")
+
+    def __str__(self) -> str:
+        return self._path if self._is_unix_socket else f"{self._host}:{self._port}"
 
     async def connect(
         self, deliver: Callable[[bytes, bytes, float], None]
     ) -> SubscriptionConnection:
         """Open a connection without a handshake; raises OSError."""
         loop = asyncio.get_running_loop()
-        arguments = self.arguments
         if self._is_unix_socket:
             _, connection = await loop.create_unix_connection(
-                lambda: SubscriptionConnection(deliver), arguments.get("path", "")
+                lambda: SubscriptionConnection(deliver), self._path
             )
             return connection
         _, connection = await loop.create_connection(
             lambda: SubscriptionConnection(deliver),
-            arguments.get("host", "localhost"),
-            arguments.get("port", 6379),
+            self._host,
+            self._port,
             ssl=self._tls.get() if self._tls else None,
         )
         return connection

@@ -298,6 +298,7 @@ class SubscriptionHub:
         # A subscriber that arrives during the longest pause must still make its own timeout.
         max_delay_s = min(RECONNECT_MAX_DELAY_S, self._timeout_s / 2)
         delay_s = RECONNECT_FIRST_DELAY_S
+        said = ""
         while True:
             started_at = loop.time()
             opened_before = self._connections_opened
@@ -305,11 +306,15 @@ class SubscriptionHub:
                 await self._serve_connection()
             except (OSError, exceptions.RedisError) as error:
                 self._last_failure = error
-                logger.warning("no redis subscription connection: %s", error)
+                if str(error) != said:
+                    # Once, however often the same attempt fails.
+                    said = str(error)
+                    logger.warning("no subscription connection to %s: %s", self._address, error)
             except Exception:
                 # The last boundary of this task: whatever it is, subscribers must not go deaf.
                 logger.exception("redis subscription reader failed; it starts again")
             opened = self._connections_opened > opened_before
+            said = "" if opened else said
             if opened and loop.time() - started_at > RECONNECT_MAX_DELAY_S:
                 # One that is lost right after it was opened counts as a failed attempt.
                 delay_s = RECONNECT_FIRST_DELAY_S

@@ -49,7 +49,9 @@ async def test_a_script_reads_json(console: Console) -> None:
     assert shown["CORS_ORIGINS"]["source"] == "environment"
     assert shown["WEBSOCKET_SERVICE_PORT"]["value"] == 8081
     assert shown["JWT_SECRET_KEY"]["value"] is None
-    assert json.loads(result.out)["problems"] == ["JWT_SECRET_KEY must be set for HS256"]
+    assert json.loads(result.out)["problems"] == [
+        "JWT_SECRET_KEY must be set for HS256: without it every client is refused"
+    ]
 
 
 async def test_every_invalid_variable_has_its_line(console: Console) -> None:
