@@ -97,12 +97,15 @@ class TunedWSStream(WSStream):
     def __init__(self, app: AppWrapper, *args: Any, **kwargs: Any) -> None:
         self._peer = Peer(_writer.get())
         super().__init__(_with_peer(app, self._peer), *args, **kwargs)
+        self._parser_failed = False
         # Counted in characters for text; the application counts bytes.
         self.buffer = WebsocketBuffer(self.max_message_bytes)
 
     async def handle(self, event: Event) -> None:
         """Note every sign of life."""
         if isinstance(event, Body | Data):
+            if self._parser_failed:
+                return  # wsproto would only pile it up
             self._peer.heard()
         elif isinstance(event, Request):
             event = replace(event, headers=_parsable(event.headers))
@@ -132,6 +135,7 @@ class TunedWSStream(WSStream):
     async def _on_close(self, event: CloseConnection) -> None:
         if self.connection.state in {ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING}:
             # No close frame at all: this is how wsproto reports a frame it could not parse.
+            self._parser_failed = True
             self._peer.violates(int(event.code))
             return
         self._peer.close_code = int(event.code)

@@ -3,9 +3,12 @@
 import asyncio
 import json
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.service_process import ServiceProcess, receive_all
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_three_tabs_get_a_burst_in_order_byte_for_byte(

@@ -1,0 +1,264 @@
+"""What a trace shows of a notification's last mile, as a collector receives it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from redis.asyncio import Redis
+
+from common_core.events.envelope import EventEnvelope
+from huleedu_service_libs.redis_server import RedisServer
+from tests.functional.closes import closed
+from tests.functional.raw_websocket import raw_websocket
+from tests.functional.tokens import WAYS, by_subprotocol_in_v1
+from tests.service_process import ServiceProcess, token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TRACE_ID: Final = "0af7651916cd43dd8448eb211c80319c"
+PARENT_ID: Final = "b7ad6b7169203331"
+TRACEPARENT: Final = f"00-{TRACE_ID}-{PARENT_ID}-01"
+CONNECTION: Final = "websocket.connection"
+VALIDATION: Final = "websocket.validate_token"
+FORWARDING: Final = "websocket.forward"
+
+
+class Collector:
+    """An OTLP receiver over HTTP: keeps what comes and wakes who waits for it."""
+
+    def __init__(self) -> None:
+        self.exports: list[ResourceSpans] = []
+        self._changed = asyncio.Condition()
+
+    @property
+    def spans(self) -> list[Span]:
+        """All spans so far."""
+        return [
+            span
+            for export in self.exports
+            for scope_spans in export.scope_spans
+            for span in scope_spans.spans
+        ]
+
+    async def wait_for(self, wanted: Callable[[Span], bool], count: int = 1) -> list[Span]:
+        """The spans that are wanted, once there are as many."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: sum(map(wanted, self.spans)) >= count)
+        return [span for span in self.spans if wanted(span)]
+
+    async def receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one HTTP connection."""
+        with_body = b"content-length:"
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(
+                    int(line.partition(b":")[2])
+                    for line in head.splitlines()
+                    if line.lower().startswith(with_body)
+                )
+                request = ExportTraceServiceRequest.FromString(await reader.readexactly(length))
+                async with self._changed:
+                    self.exports += request.resource_spans
+                    self._changed.notify_all()
+                answer = ExportTraceServiceResponse().SerializeToString()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer))
+                writer.write(answer)
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+
+@asynccontextmanager
+async def traced_service(redis_url: str) -> AsyncIterator[tuple[ServiceProcess, Collector]]:
+    """A service that exports its spans to a collector of its own."""
+    collector = Collector()
+    async with await asyncio.start_server(collector.receive, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        settings = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{port}/v1/traces",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        async with ServiceProcess(redis_url, settings=settings) as service:
+            yield service, collector
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def traced(redis_server: RedisServer) -> AsyncIterator[tuple[ServiceProcess, Collector]]:
+    async with traced_service(redis_server.url) as pair:
+        yield pair
+
+
+def attributes(span: Span) -> dict[str, Any]:
+    """Those of the span, each of whatever type it has."""
+    return {
+        attribute.key: getattr(attribute.value, str(attribute.value.WhichOneof("value")))
+        for attribute in span.attributes
+    }
+
+
+def named(name: str) -> Callable[[Span], bool]:
+    return lambda span: span.name == name
+
+
+def envelope() -> str:
+    """An event as the backend services publish it."""
+    return EventEnvelope[dict[str, str]](
+        event_type="batch_results_ready",
+        source_service="result_aggregator_service",
+        data={"batch_id": "b-1"},
+        metadata={"traceparent": TRACEPARENT, "tracestate": "vendor=x"},
+    ).model_dump_json()
+
+
+def plain_object() -> str:
+    """A notification as any process can publish it."""
+    return json.dumps(
+        {
+            "event": "batch_results_ready",
+            "data": {"batch_id": "b-1"},
+            "metadata": {"traceparent": TRACEPARENT},
+        }
+    )
+
+
+@pytest.mark.parametrize("payload", [envelope(), plain_object()], ids=["envelope", "object"])
+@pytest.mark.parametrize("subprotocols", [(), ("huleedu.notify.v1",)])
+async def test_forwarding_continues_the_publishers_trace(
+    traced: tuple[ServiceProcess, Collector],
+    redis: Redis,
+    payload: str,
+    subprotocols: tuple[str, ...],
+) -> None:
+    """The span of a delivery is a child of the span in which the notification was published."""
+    service, collector = traced
+    before = len([span for span in collector.spans if span.name == FORWARDING])
+    async with service.connect(subprotocols=subprotocols) as tab:
+        assert await redis.publish("ws:teacher-1", payload) == 1
+        await tab.recv()
+        span = (await collector.wait_for(named(FORWARDING), before + 1))[-1]
+    assert span.trace_id.hex() == TRACE_ID
+    assert span.parent_span_id.hex() == PARENT_ID
+    assert span.kind == Span.SPAN_KIND_CONSUMER
+    assert span.end_time_unix_nano >= span.start_time_unix_nano > 0
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {},
+        [TRACEPARENT],
+        {"traceparent": None},
+        {"traceparent": 1},
+        {"traceparent": ""},
+        {"traceparent": "00-0-0-00"},
+        {"traceparent": f"00-{'0' * 32}-{PARENT_ID}-01"},
+        {"traceparent": TRACEPARENT.upper()},
+        {"traceparent": TRACEPARENT, "tracestate": 1},
+        {"traceparent": TRACEPARENT, "tracestate": "=" * 600},
+    ],
+    ids=repr,
+)
+async def test_odd_metadata_does_not_stop_a_notification(
+    traced: tuple[ServiceProcess, Collector], redis: Redis, metadata: object
+) -> None:
+    """A trace context that makes no sense is ignored; the notification arrives as published."""
+    service, _ = traced
+    payload = json.dumps({"event": "e", "data": {}, "metadata": metadata})
+    async with service.connect() as tab:
+        assert await redis.publish("ws:teacher-1", payload) == 1
+        assert await tab.recv() == payload
+        assert await redis.publish("ws:teacher-1", "next") == 1
+        assert await tab.recv() == "next"
+
+
+async def test_a_connection_has_a_few_spans_however_many_frames_it_carries(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    """One span for the request, the token check and the connection, and none per frame."""
+    async with traced_service(redis_server.url) as (service, collector):
+        async with service.connect(subprotocols=["huleedu.notify.v1"]) as tab:
+            await tab.recv()
+            for n in range(50):
+                assert await redis.publish("ws:teacher-1", f'{{"event":"{n}"}}') == 1
+                await tab.recv()
+                await tab.send('{"type": "ping", "nonce": 1}')
+                await tab.recv()
+        [connection] = await collector.wait_for(named(CONNECTION))
+        await service.terminate()
+        spans = [span for span in collector.spans if span.trace_id == connection.trace_id]
+        assert FORWARDING not in {span.name for span in collector.spans}
+    [validation] = [span for span in spans if span.name == VALIDATION]
+    assert validation.parent_span_id == connection.span_id
+    assert attributes(validation)["token.result"] == "valid"
+    assert attributes(connection)["websocket.dialect"] == "huleedu.notify.v1"
+    [request] = [span for span in spans if span.name not in {CONNECTION, VALIDATION}]
+    assert connection.parent_span_id == request.span_id
+    assert request.kind == Span.SPAN_KIND_SERVER
+
+
+async def test_a_client_may_bring_its_own_trace(
+    traced: tuple[ServiceProcess, Collector],
+) -> None:
+    """A handshake with a `traceparent` is part of the client's trace."""
+    service, collector = traced
+    trace_id = "11111111111111111111111111111111"
+    headers = [("traceparent", f"00-{trace_id}-{PARENT_ID}-01")]
+    async with raw_websocket(service.port, token=token(), headers=headers) as client:
+        assert client.status == 101
+    spans = await collector.wait_for(lambda span: span.trace_id.hex() == trace_id, 3)
+    assert {CONNECTION, VALIDATION} < {span.name for span in spans}
+
+
+async def test_a_refusal_is_a_span_that_says_why(
+    traced: tuple[ServiceProcess, Collector],
+) -> None:
+    """The token check of a refused client has the reason, and its connection the close code."""
+    service, collector = traced
+    async with service.connect(bearer=token(exp=0)) as tab:
+        await closed(tab)
+    [validation] = await collector.wait_for(
+        lambda span: attributes(span).get("token.result") == "token_expired"
+    )
+    [connection] = await collector.wait_for(
+        lambda span: span.name == CONNECTION and span.trace_id == validation.trace_id
+    )
+    assert attributes(connection)["websocket.close_code"] == 1008
+
+
+def words(exports: Iterable[ResourceSpans]) -> str:
+    """Everything that is in the exports: resource, names, attributes, events, states."""
+    return "\n".join(str(export) for export in exports)
+
+
+@pytest.mark.parametrize("expired", [False, True])
+@pytest.mark.parametrize("way", [*WAYS, "v1"])
+async def test_no_token_is_in_any_span(
+    traced: tuple[ServiceProcess, Collector], way: str, *, expired: bool
+) -> None:
+    """Whichever way a token comes, and whether it is good or not, no span has it."""
+    service, collector = traced
+    bearer = token(jti=way, exp=0) if expired else token(jti=way)
+    connections = sum(map(named(CONNECTION), collector.spans))
+    async with {**WAYS, "v1": by_subprotocol_in_v1}[way](service, bearer) as tab:
+        if expired:
+            await closed(tab)
+    await collector.wait_for(named(CONNECTION), connections + 1)
+    status, _, _ = await service.http(
+        f"/ws?token={bearer}", headers={"Authorization": f"Bearer {bearer}", "User-Agent": way}
+    )
+    assert status == 426
+    await collector.wait_for(lambda span: way in str(span.attributes) and "426" in str(span))
+    exported = words(collector.exports)
+    _, claims, signature = bearer.split(".")
+    assert bearer not in exported
+    assert claims not in exported
+    assert signature not in exported
