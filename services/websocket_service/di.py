@@ -16,7 +16,7 @@ from common_core.timestamps import utc_now
 from huleedu_service_libs.observability import get_tracer
 from huleedu_service_libs.redis_client import RedisClient
 from services.websocket_service.config import Settings
-from services.websocket_service.exchange import SessionLimits
+from services.websocket_service.exchange import Exchange, SessionLimits
 from services.websocket_service.hub import ConnectionHub, HubLimits
 from services.websocket_service.implementations.backplane import RedisBackplane
 from services.websocket_service.implementations.jwt_validator import JWTValidator
@@ -112,32 +112,54 @@ class ServiceProvider(Provider):
         return MessageListener(hub)
 
     @provide
+    def session_limits(self, settings: Settings) -> SessionLimits:
+        return SessionLimits(
+            max_message_bytes=settings.WEBSOCKET_MAX_MESSAGE_BYTES,
+            messages_per_second=settings.WEBSOCKET_MAX_MESSAGES_PER_SECOND,
+            message_burst=settings.WEBSOCKET_MESSAGE_BURST,
+            heartbeat_s=settings.WEBSOCKET_PING_INTERVAL,
+            close_timeout_s=settings.WEBSOCKET_CLOSE_TIMEOUT,
+            retry_after_s=settings.WEBSOCKET_RETRY_AFTER,
+        )
+
+    @provide
+    def exchange(
+        self,
+        settings: Settings,
+        limits: SessionLimits,
+        hub: ConnectionHub,
+        listener: MessageListenerProtocol,
+        tracer: Tracer,
+    ) -> Exchange:
+        return Exchange(
+            service=settings.SERVICE_NAME,
+            limits=limits,
+            hub=hub,
+            listener=listener,
+            tracer=tracer,
+            utc_now=utc_now,
+        )
+
+    @provide
     def sessions(
         self,
         settings: Settings,
+        limits: SessionLimits,
         validator: JWTValidatorProtocol,
         hub: ConnectionHub,
         backplane: BackplaneProtocol,
-        listener: MessageListenerProtocol,
+        exchange: Exchange,
         tracer: Tracer,
     ) -> SessionServer:
         return SessionServer(
             service=settings.SERVICE_NAME,
-            limits=SessionLimits(
-                max_message_bytes=settings.WEBSOCKET_MAX_MESSAGE_BYTES,
-                messages_per_second=settings.WEBSOCKET_MAX_MESSAGES_PER_SECOND,
-                message_burst=settings.WEBSOCKET_MESSAGE_BURST,
-                heartbeat_s=settings.WEBSOCKET_PING_INTERVAL,
-                close_timeout_s=settings.WEBSOCKET_CLOSE_TIMEOUT,
-                retry_after_s=settings.WEBSOCKET_RETRY_AFTER,
-            ),
+            limits=limits,
             origins=AllowedOrigins(settings.CORS_ORIGINS),
             validator=validator,
             hub=hub,
             backplane=backplane,
-            listener=listener,
+            exchange=exchange,
             tracer=tracer,
-            utc_now=utc_now,
         )
 
     @provide

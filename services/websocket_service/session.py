@@ -9,8 +9,7 @@ peer which takes its time holds nothing but its own socket.
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterator
 
 import structlog
 from opentelemetry.trace import Span, Tracer
@@ -47,7 +46,6 @@ from services.websocket_service.protocols import (
     BackplaneProtocol,
     BackplaneUnavailableError,
     JWTValidatorProtocol,
-    MessageListenerProtocol,
     SocketProtocol,
 )
 from services.websocket_service.upgrade import Upgrade
@@ -67,9 +65,8 @@ class SessionServer:
         validator: JWTValidatorProtocol,
         hub: ConnectionHub,
         backplane: BackplaneProtocol,
-        listener: MessageListenerProtocol,
+        exchange: Exchange,
         tracer: Tracer,
-        utc_now: Callable[[], datetime],
     ) -> None:
         self._service = service
         self._limits = limits
@@ -77,15 +74,8 @@ class SessionServer:
         self._validator = validator
         self._hub = hub
         self._backplane = backplane
+        self._exchange = exchange
         self._tracer = tracer
-        self._exchange = Exchange(
-            service=service,
-            limits=limits,
-            hub=hub,
-            listener=listener,
-            tracer=tracer,
-            utc_now=utc_now,
-        )
 
     async def serve(self, socket: SocketProtocol, upgrade: Upgrade) -> None:
         """Attend to a socket until it is closed. The server cancels this when the peer leaves."""

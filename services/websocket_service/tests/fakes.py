@@ -25,7 +25,7 @@ from huleedu_service_libs.error_handling import (
     raise_configuration_error,
 )
 from services.websocket_service.credentials import Credentials
-from services.websocket_service.exchange import SessionLimits
+from services.websocket_service.exchange import Exchange, SessionLimits
 from services.websocket_service.frames import SUBPROTOCOL_V1
 from services.websocket_service.hub import ConnectionHub, HubLimits
 from services.websocket_service.implementations.message_listener import MessageListener
@@ -302,6 +302,15 @@ class Service:
         self.hub = ConnectionHub(self.hub_limits, service="websocket_service")
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
+        tracer = provider.get_tracer("test")
+        exchange = Exchange(
+            service="websocket_service",
+            limits=self.limits,
+            hub=self.hub,
+            listener=self.listener or MessageListener(self.hub),
+            tracer=tracer,
+            utc_now=lambda: datetime.now(UTC),
+        )
         self.sessions = SessionServer(
             service="websocket_service",
             limits=self.limits,
@@ -309,9 +318,8 @@ class Service:
             validator=self.issuer,
             hub=self.hub,
             backplane=self.backplane,
-            listener=self.listener or MessageListener(self.hub),
-            tracer=provider.get_tracer("test"),
-            utc_now=lambda: datetime.now(UTC),
+            exchange=exchange,
+            tracer=tracer,
         )
 
     def begin(
