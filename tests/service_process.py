@@ -24,6 +24,10 @@ SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 15
 HYPERCORN = (sys.executable, "-m", "hypercorn", "services.websocket_service.main:app", "--bind")
+SERVE = (
+    str(Path(sys.executable).with_name("websocket-service")),
+    *("serve", "--host", "127.0.0.1", "--port", "{port}"),
+)
 
 
 def token(user: str = "teacher-1", **claims: Any) -> str:
@@ -49,7 +53,8 @@ def free_port() -> int:
 class ServiceProcess:
     """Entered once `/readyz` answers; left with SIGTERM and the process gone.
 
-    `command` gets `host:port` appended; `settings` are environment variables.
+    `command` gets `host:port` appended, or the port in place of `{port}`; `settings` are
+    environment variables. With None as `ready_status` it is entered at once.
     """
 
     def __init__(
@@ -58,10 +63,13 @@ class ServiceProcess:
         *,
         settings: Mapping[str, str] | None = None,
         command: Sequence[str] = HYPERCORN,
-        ready_status: int = 200,
+        ready_status: int | None = 200,
     ) -> None:
         self.port = free_port()
-        self._command = [*command, f"127.0.0.1:{self.port}"]
+        self.redis_url = redis_url
+        self._command = [word.format(port=self.port) for word in command]
+        if self._command == [*command]:
+            self._command.append(f"127.0.0.1:{self.port}")
         self._environment = {
             **os.environ,
             "REDIS_URL": redis_url,
@@ -84,8 +92,9 @@ class ServiceProcess:
             start_new_session=True,
         )
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await self.wait_for_status("/readyz", self._ready_status)
+            if self._ready_status is not None:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await self.wait_for_status("/readyz", self._ready_status)
         except BaseException as error:
             await self._kill()
             error.add_note(self.output())
@@ -127,6 +136,10 @@ class ServiceProcess:
         """All that the process has written so far."""
         self._log.flush()
         return os.pread(self._log.fileno(), 100_000_000, 0).decode(errors="replace")
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes, as a terminal or systemd does."""
+        os.killpg(self.pid, number)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process that got the command."""

@@ -72,7 +72,7 @@ def take_credentials(scope: Scope) -> None:
     # select anything else.
     selectable = _bearers(scope.get("subprotocols", ()))
     scope[SCOPE_KEY] = Credentials(
-        tokens=(*from_headers, *from_subprotocols, *from_query),
+        tokens=tuple(token for token in (*from_headers, *from_subprotocols, *from_query) if token),
         bearer_subprotocol=BEARER_SUBPROTOCOL + selectable[0] if selectable else None,
     )
     scope["headers"] = headers

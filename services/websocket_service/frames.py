@@ -80,7 +80,7 @@ def parse_client_frame(text: str) -> Ping | InvalidFrame:
     if "nonce" not in frame:
         return InvalidFrame("nonce", "Field 'nonce' is missing")
     if not _fits_nonce(frame["nonce"]):
-        return InvalidFrame("nonce", f"Field 'nonce' is over {MAX_NONCE_BYTES} bytes of JSON")
+        return InvalidFrame("nonce", f"Field 'nonce' must be JSON of {MAX_NONCE_BYTES} bytes")
     return Ping(frame["nonce"])
 
 

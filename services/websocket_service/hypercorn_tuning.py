@@ -8,8 +8,12 @@ under any ASGI server without them, but such a server has to find dead peers by 
   lines would count as the last line alone, and one that can't be parsed would end in a dropped
   connection. Compression is not negotiated: it takes 93 of 162 KiB per idle connection (1,000
   connections, one message each), CPU for each message, and 4 MB that inflate to 4 GB would
-  hold up everybody else for seconds. HTTP/1.1 only: a ping that is written straight to the
-  transport would break HTTP/2's framing.
+  hold up everybody else for seconds. After its own 400, to a handshake that is none or to bytes
+  that come before it is answered, Hypercorn leaves the socket open and the application in the
+  belief that it has a client.
+- `TunedH11Protocol`: no HTTP/2, which anybody may ask for in clear text. Its streams buffer
+  without a bound for a client that does not read (500 MB in a test), and none of what is said here
+  of a WebSocket's transport holds for one stream of many.
 - `TunedTCPServer`: nothing else leads from a stream to its transport, and only aborting that
   releases a peer which has stopped reading. One HTTP client that does so in mid-response would
   keep the process from ever ending: Hypercorn's graceful timeout cancels the connection's task,
@@ -24,19 +28,23 @@ under any ASGI server without them, but such a server has to find dead peers by 
 import asyncio
 import contextlib
 import multiprocessing
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final
 
+import h11
 import hypercorn.asyncio.run
+import hypercorn.protocol
 import hypercorn.protocol.h11
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.config import Config
 from hypercorn.logging import Logger
 from hypercorn.protocol.events import Body, Data, Event, Request, StreamClosed
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.typing import AppWrapper
 from wsproto.connection import ConnectionState
@@ -45,6 +53,8 @@ from wsproto.frame_protocol import CloseReason as WireCode
 
 PEER_EXTENSION: Final = "huleedu.peer"
 _PING_FRAME: Final = b"\x89\x00"
+# 16 bytes in base64 (RFC 6455, section 4.1).
+_KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
 _writer: ContextVar[asyncio.StreamWriter] = ContextVar("writer")
 _before_shutdown: list[Callable[[], Awaitable[None]]] = []
@@ -102,14 +112,22 @@ class TunedWSStream(WSStream):
         self.buffer = WebsocketBuffer(self.max_message_bytes)
 
     async def handle(self, event: Event) -> None:
-        """Note every sign of life."""
-        if isinstance(event, Body | Data):
-            if self._parser_failed:
-                return  # wsproto would only pile it up
-            self._peer.heard()
-        elif isinstance(event, Request):
-            event = replace(event, headers=_parsable(event.headers))
+        """Note every sign of life, and leave nothing open that was refused."""
+        if self._parser_failed and isinstance(event, Body | Data):
+            return  # wsproto would only pile it up
+        self._peer.heard()
+        if isinstance(event, Request):
+            event = _parsable(event)
+        was_closed = self.closed
         await super().handle(event)
+        if self.closed and not was_closed and not isinstance(event, StreamClosed):
+            # Hypercorn has answered 400, to no valid upgrade or to bytes that came before ours was
+            # answered, and would forget the socket, and an application that attends to it.
+            if self.app_put is not None:
+                await self.app_put(
+                    {"type": "websocket.disconnect", "code": WireCode.ABNORMAL_CLOSURE}
+                )
+            await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _handle_events(self) -> None:
         for event in self.connection.events():
@@ -147,17 +165,26 @@ class TunedWSStream(WSStream):
         """Leave that to the service, which also looks for the answers."""
 
 
-def _parsable(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The same handshake without extensions, its subprotocols in one line of ASCII."""
-    others, subprotocols = [], []
-    for name, value in headers:
+def _parsable(request: Request) -> Request:
+    """The same handshake without extensions, its subprotocols in one line of ASCII.
+
+    Its key is left out where it is none, and another HTTP than 1.1 is said to be 1.0: Hypercorn
+    refuses both.
+    """
+    others, subprotocols, keys = [], [], []
+    for name, value in request.headers:
         if name.lower() == b"sec-websocket-protocol":
             subprotocols.append(value.decode("ascii", "replace").encode("ascii", "replace"))
+        elif name.lower() == b"sec-websocket-key":
+            keys.append(value)
         elif name.lower() != b"sec-websocket-extensions":
             others.append((name, value))
     if subprotocols:
         others.append((b"sec-websocket-protocol", b",".join(subprotocols)))
-    return others
+    if len(keys) == 1 and _KEY.fullmatch(keys[0]):
+        others.append((b"sec-websocket-key", keys[0]))
+    version = request.http_version if request.http_version == "1.1" else "1.0"
+    return replace(request, headers=others, http_version=version)
 
 
 def _with_peer(app: AppWrapper, peer: Peer) -> AppWrapper:
@@ -168,6 +195,13 @@ def _with_peer(app: AppWrapper, peer: Peer) -> AppWrapper:
         await app(scope, receive, send, sync_spawn, call_soon)
 
     return with_peer
+
+
+class TunedH11Protocol(H11Protocol):
+    """Stays with HTTP/1.1 whatever the client would rather speak."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Hypercorn's own looks for HTTP/2 here."""
 
 
 class TunedTCPServer(TCPServer):
@@ -246,3 +280,5 @@ def install(*, max_message_bytes: int) -> None:
     hypercorn.asyncio.run.TCPServer = TunedTCPServer  # type: ignore[attr-defined]
     hypercorn.asyncio.run.WorkerContext = TunedWorkerContext  # type: ignore[attr-defined]
     hypercorn.protocol.h11.WSStream = TunedWSStream  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = TunedH11Protocol  # type: ignore[attr-defined]
+    Config.alpn_protocols = ["http/1.1"]

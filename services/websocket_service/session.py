@@ -32,6 +32,7 @@ from services.websocket_service.close_reasons import (
     CLIENT_GONE,
     DEFECT,
     TOKEN_EXPIRED,
+    TRY_LATER,
     CloseReason,
     Reconnect,
     reason_for,
@@ -102,8 +103,8 @@ class SessionServer:
     def _refused(self, reason: CloseReason, detail: ErrorDetail) -> None:
         why = detail.details.get("reason", detail.error_code.value.lower())
         self._hub.counts.refused[str(why)] += 1
-        # Theirs to mend: a line. Ours: somebody's attention.
-        write = logger.warning if reason.reconnect is Reconnect.AFTER_DELAY else logger.info
+        # Theirs to mend, or a drain: a line. Ours: somebody's attention.
+        write = logger.warning if reason.code == TRY_LATER.code else logger.info
         write("handshake refused", close_code=reason.code, reason=why, message=detail.message)
 
     async def _live(self, socket: SocketProtocol, upgrade: Upgrade, span: Span) -> CloseReason:
@@ -148,7 +149,7 @@ class SessionServer:
                         upgrade.correlation_id,
                         reason="conflicting_credentials",
                     )
-                if not tokens or not tokens[0]:
+                if not tokens:
                     raise_authentication_error(
                         self._service,
                         "authenticate",

@@ -53,7 +53,8 @@ async def notifications(sessions: FromDishka[SessionServer]) -> None:
         correlation_id=extract_correlation_id(socket),
         credentials=scope.get(SCOPE_KEY, Credentials()),
         requested_subprotocols=socket.requested_subprotocols,
-        origin=socket.headers.get("Origin"),
+        # Several are no origin that could be listed.
+        origin=", ".join(socket.headers.getlist("Origin")) or None,
         peer=(scope.get("extensions") or {}).get(PEER_EXTENSION),
     )
     await sessions.serve(QuartSocket(socket), upgrade)

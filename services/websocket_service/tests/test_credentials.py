@@ -146,10 +146,12 @@ def test_other_schemes_are_no_credential_but_stay_secret(value: bytes) -> None:
     assert asked["headers"] == [(b"authorization", REDACTED.encode())]
 
 
-def test_parameter_without_value_is_no_token() -> None:
-    """`?token` holds no credential, `?token=` an empty one."""
-    assert taken(scope(query=b"token")).tokens == ()
-    assert taken(scope(query=b"a=1&token=&b")).tokens == ("",)
+@pytest.mark.parametrize("query", [b"token", b"a=1&token=&b"])
+def test_parameter_without_value_is_no_token(query: bytes) -> None:
+    """Where nothing is given, there is nothing that could contradict the token in the header."""
+    assert taken(scope(query=query)).tokens == ()
+    given = taken(scope([(b"authorization", b"Bearer x.y.z")], query))
+    assert given.tokens == ("x.y.z",)
 
 
 def test_browser_gets_its_own_subprotocol_back() -> None:

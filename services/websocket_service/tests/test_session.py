@@ -262,7 +262,6 @@ class TestRefusals:
         ("tokens", "message"),
         [
             ((), "Missing token"),
-            (("",), "Missing token"),
             (("unknown",), "Invalid token"),
             (("one", "two"), "Two different credentials"),
         ],
