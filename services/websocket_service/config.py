@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
@@ -178,11 +178,3 @@ class Settings(JWTValidationSettings):
                     'for example ["https://app.example.org"]'
                 )
         return found
-
-
-def describe_invalid(error: ValidationError) -> list[str]:
-    """One line for each variable that can't be read, without its value: it may be a secret."""
-    return [
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_context=False)
-    ]

@@ -186,7 +186,6 @@ async def test_two_different_tokens_are_refused(service: ServiceProcess) -> None
         ("/ws", [header, ("Sec-WebSocket-Protocol", f"bearer.{other}")]),
         ("/ws", [header, ("Authorization", f"Bearer {other}")]),
         ("/ws", [("Sec-WebSocket-Protocol", f"bearer.{one}, bearer.{other}")]),
-        ("/ws?token=", [header]),
     ):
         async with raw_websocket(service.port, target=target, headers=headers) as client:
             assert_unauthenticated(await raw_close(client), "Two different credentials")

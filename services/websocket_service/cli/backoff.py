@@ -3,7 +3,8 @@
 import random
 
 FIRST_DELAY_S = 0.5
-MAX_DELAY_S = 30.0
+# Somebody sits in front of it and waits.
+MAX_DELAY_S = 5.0
 
 
 class Backoff:

@@ -13,19 +13,21 @@ from services.websocket_service.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from services.websocket_service.cli.effective_settings import Setting
+    from services.websocket_service.effective_settings import Setting
 
 _MAX_COLUMN = 40
 
 
-@click.command("check-config")
+@click.command(
+    "check-config", short_help="Print the effective settings and what is wrong with them."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print settings and problems as JSON.")
 def check_config(*, as_json: bool) -> None:
     """Print the effective settings, and exit with 1 if the service would not run well with them.
 
     Secrets are masked. SOURCE says where a value comes from: default, environment or .env.
     """
-    from services.websocket_service.cli.effective_settings import (  # noqa: PLC0415 - see `commands`
+    from services.websocket_service.effective_settings import (  # noqa: PLC0415 - see `commands`
         inspect_settings,
     )
 

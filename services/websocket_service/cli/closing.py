@@ -2,7 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 _ENDING_CODES = frozenset({1003, 1008, 1009, 4000})
 _RETRY_AFTER_CODES = frozenset({1012, 1013})
@@ -11,8 +13,7 @@ _MAX_RETRY_AFTER_S = 86_400.0
 _NORMAL_CLOSURE = 1000
 
 _ADVICE = {
-    "AUTHENTICATION_ERROR": "get a new token with `websocket-service token --user …`, and check "
-    "that JWT_SECRET_KEY is the service's",
+    "AUTHENTICATION_ERROR": "get a new token with `websocket-service token --user …`",
     "AUTHORIZATION_ERROR": "use a token of the right user",
     "QUOTA_EXCEEDED": "close another connection of this user first",
 }
@@ -21,10 +22,15 @@ _NO_ADVICE = "the service's log says more"
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """One connection's end: `code` as in RFC 6455, `reason` as it came."""
+    """One connection's end: `code` as in RFC 6455, `reason` as it came.
+
+    `error` is that of the `error` frame before it: its message is whole, where the one in
+    `reason` is cut to what a close frame holds.
+    """
 
     code: int
     reason: str
+    error: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ends_tail(self) -> bool:
@@ -53,14 +59,22 @@ class Closing:
     @property
     def description(self) -> str:
         """`1008 AUTHENTICATION_ERROR, Token has expired`, as much of it as is known."""
-        fields = self._fields()
-        known = [str(fields[name]) for name in ("error_code", "message") if fields.get(name)]
-        return f"{self.code} {', '.join(known) or self.reason}".rstrip()
+        message = self.error.get("message") or self._fields().get("message")
+        known = ", ".join(str(part) for part in (self._error_code, message) if part)
+        return f"{self.code} {known or self.reason}".rstrip()
 
     @property
     def advice(self) -> str:
         """What the user can do about an end that is final."""
-        return _ADVICE.get(str(self._fields().get("error_code")), _NO_ADVICE)
+        advice = _ADVICE.get(str(self._error_code), _NO_ADVICE)
+        details = self.error.get("details")
+        if isinstance(details, dict) and details.get("reason") == "invalid_signature":
+            return f"{advice}, and check that JWT_SECRET_KEY is the service's"
+        return advice
+
+    @property
+    def _error_code(self) -> object:
+        return self.error.get("code") or self._fields().get("error_code")
 
     def _fields(self) -> dict[str, object]:
         try:

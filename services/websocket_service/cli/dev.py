@@ -6,7 +6,7 @@ from services.websocket_service.cli.parameters import PORT
 from services.websocket_service.cli.signals import run_until_stopped
 
 
-@click.command()
+@click.command(short_help="Run the service with all it needs, for development.")
 @click.option(
     "--port", type=PORT, default=8081, show_default=True, help="TCP port; 0 picks a free one."
 )

@@ -20,12 +20,6 @@ from hypercorn.utils import LifespanFailureError
 from huleedu_service_libs.redis_server import RedisServer, RedisServerNotFoundError
 from services.websocket_service.cli import discovery
 from services.websocket_service.cli.discovery import RunningDev
-from services.websocket_service.cli.effective_settings import (
-    is_set,
-    jwt_secret,
-    load_settings,
-    require_usable,
-)
 from services.websocket_service.cli.listening import listen, local_authority
 from services.websocket_service.cli.minting import mint
 from services.websocket_service.cli.output import (
@@ -34,8 +28,10 @@ from services.websocket_service.cli.output import (
     print_json,
 )
 from services.websocket_service.cli.publishing import ping
+from services.websocket_service.cli.settings import load_settings, require_usable
 from services.websocket_service.cli.target import SIGNING_ALGORITHMS, SigningKey
 from services.websocket_service.config import Settings
+from services.websocket_service.effective_settings import is_set, jwt_secret, masked_url
 
 DEMO_USER = "teacher-1"
 _DEMO_EVENT = "batch_results_ready"
@@ -57,12 +53,12 @@ async def run_dev(stop: asyncio.Event, *, host: str, port: int, as_json: bool) -
             f"it, or choose one of {', '.join(SIGNING_ALGORITHMS)}"
         )
     try:
-        discovery.discovery_folder()
+        discovery.running()
     except discovery.UntrustedFolderError as error:
         raise CliError(str(error)) from None
 
     with contextlib.closing(listen(host, port)) as listener:
-        async with _redis_url(settings) as redis_url:
+        async with _redis_url(settings, stop) as redis_url:
             # The service reads its settings when its module is imported.
             os.environ["REDIS_URL"] = redis_url
             if jwt_secret(settings) is None:
@@ -80,8 +76,11 @@ async def run_dev(stop: asyncio.Event, *, host: str, port: int, as_json: bool) -
 
 
 @contextlib.asynccontextmanager
-async def _redis_url(settings: Settings) -> AsyncIterator[str]:
-    """The given Redis, which has to answer, or one of our own until the service has ended."""
+async def _redis_url(settings: Settings, stop: asyncio.Event) -> AsyncIterator[str]:
+    """The given Redis, which has to answer, or one of our own until the service has ended.
+
+    If our own ends by itself, `stop` gets set, and CliError is raised in the end.
+    """
     if is_set(settings, "REDIS_URL"):
         await ping(settings.REDIS_URL)
         yield settings.REDIS_URL
@@ -90,8 +89,20 @@ async def _redis_url(settings: Settings) -> AsyncIterator[str]:
         server = RedisServer()
     except RedisServerNotFoundError as error:
         raise CliError(str(error)) from None
+    ended_by_itself = False
+
+    def on_end(_: asyncio.Task[None]) -> None:
+        nonlocal ended_by_itself
+        # Told to stop, a process manager may end our children as well.
+        ended_by_itself = not stop.is_set()
+        stop.set()
+
     async with server:
+        waiting = asyncio.create_task(server.wait())
+        waiting.add_done_callback(on_end)
         yield server.url
+    if ended_by_itself:
+        raise CliError("the private Redis ended: start dev again")
 
 
 @contextlib.asynccontextmanager
@@ -170,13 +181,7 @@ def _instance(settings: Settings, authority: str, port: int) -> RunningDev:
 
 
 def _announce(instance: RunningDev, *, as_json: bool) -> None:
-    key = SigningKey(
-        secret=instance.jwt_secret,
-        algorithm=instance.jwt_algorithm,
-        audience=instance.jwt_audience,
-        issuer=instance.jwt_issuer,
-    )
-    token = mint(key, DEMO_USER, _TOKEN_LIFETIME).token
+    token = mint(SigningKey.of(instance), DEMO_USER, _TOKEN_LIFETIME).token
     url = f"{instance.url}?token={token}"
     if as_json:
         print_json(
@@ -202,6 +207,7 @@ def _announce(instance: RunningDev, *, as_json: bool) -> None:
     )
     coloured = is_coloured(sys.stdout)
     click.echo(f"The service is ready on port {instance.port}. Ctrl-C stops it.")
+    click.echo(f"Redis: {masked_url(instance.redis_url)}")
     for heading, line in paragraphs:
         shown = click.style(line, fg="cyan") if coloured else line
         click.echo(f"\n{heading}\n  {shown}", color=coloured)

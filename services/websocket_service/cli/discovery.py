@@ -44,26 +44,23 @@ class RunningDev:
 
 
 def discovery_folder() -> Path:
-    """Where running instances are announced, mode 0700: made if it is missing.
+    """Where running instances are announced; it need not exist.
 
     `$XDG_RUNTIME_DIR/websocket-service`, or a folder of this user's in the temp directory where
     that variable is unset or (after `su`) names another user's directory.
-
-    Raises UntrustedFolderError if the folder is somebody else's or open to others.
     """
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "-")
     if runtime.is_absolute() and _is_ours(runtime):
-        folder = runtime / FOLDER_NAME
-    else:
-        folder = Path(tempfile.gettempdir()) / f"{FOLDER_NAME}-{os.geteuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if not _is_ours(folder) or folder.lstat().st_mode & 0o077:
+        return runtime / FOLDER_NAME
+    return Path(tempfile.gettempdir()) / f"{FOLDER_NAME}-{os.geteuid()}"
+
+
+def _require_private(folder: Path) -> None:
+    if folder.lstat().st_mode & 0o077 or not _is_ours(folder):
         raise UntrustedFolderError(
             f"{folder} is not a directory that only you can use: remove it, or set "
             "XDG_RUNTIME_DIR to a directory of your own"
         )
-    return folder
 
 
 def _is_ours(folder: Path) -> bool:
@@ -76,11 +73,16 @@ def _is_ours(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def announced(instance: RunningDev) -> Iterator[Path]:
-    """While inside, `running()` lists the instance. Yields the file's path."""
+    """While inside, `running()` lists the instance. Yields the file's path.
+
+    Makes the folder, mode 0700, if it is missing; the last to leave removes it.
+
+    Raises UntrustedFolderError if the folder is somebody else's or open to others.
+    """
     # A name is never used twice: whoever removes a stale file can't hit a newer one.
     path = discovery_folder() / f"{secrets.token_hex(8)}.json"
     unfinished = path.with_suffix(".tmp")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = _create(unfinished)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         json.dump(asdict(instance), file)
@@ -90,6 +92,18 @@ def announced(instance: RunningDev) -> Iterator[Path]:
             yield path
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another one is announced there
+                path.parent.rmdir()
+
+
+def _create(path: Path) -> int:
+    while True:
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(mode=0o700)
+        # The last to leave may remove the folder at any point in between.
+        with contextlib.suppress(FileNotFoundError):
+            _require_private(path.parent)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def running() -> list[RunningDev]:
@@ -97,8 +111,13 @@ def running() -> list[RunningDev]:
 
     Raises UntrustedFolderError.
     """
+    folder = discovery_folder()
+    try:
+        _require_private(folder)
+    except FileNotFoundError:
+        return []
     found = []
-    for path in discovery_folder().glob("*.json"):
+    for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
             started_ns, instance = _read(path)
             if instance is not None:

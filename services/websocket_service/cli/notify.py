@@ -7,7 +7,7 @@ from services.websocket_service.cli.output import print_json
 from services.websocket_service.cli.parameters import DEV_PORT, JSON_OBJECT, TEXT
 
 
-@click.command()
+@click.command(short_help="Publish a notification.")
 @click.option("--user", type=TEXT, required=True, help="Who is to be notified.")
 @click.option("--event", type=TEXT, required=True, help="Its type, like batch_results_ready.")
 @click.option(
@@ -26,10 +26,13 @@ def notify(user: str, event: str, data: dict[str, Any], port: int | None, *, as_
     from services.websocket_service.cli.publishing import publish  # noqa: PLC0415 - see `commands`
     from services.websocket_service.cli.target import backplane  # noqa: PLC0415
 
-    receivers = asyncio.run(publish(backplane(port), user, event, data))
+    chosen = backplane(port)
+    receivers = asyncio.run(publish(chosen, user, event, data))
+    where = "" if chosen.chosen_port is None else f" (dev on port {chosen.chosen_port})"
     if as_json:
         print_json({"receivers": receivers})
     elif receivers == 0:
-        click.echo("received by 0 processes: the user has no open connection")
+        click.echo(f"received by 0 processes: the user has no open connection{where}")
     else:
-        click.echo(f"received by {receivers} {'process' if receivers == 1 else 'processes'}")
+        processes = "process" if receivers == 1 else "processes"
+        click.echo(f"received by {receivers} {processes}{where}")

@@ -12,7 +12,23 @@ import click
 
 from services.websocket_service.cli.durations import parse_duration
 
-PORT = click.IntRange(0, 65535)
+_MAX_PORT = 65_535
+
+
+class _Port(click.ParamType[int]):
+    name = "port"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        if not _PORT.fullmatch(value) or int(value) > _MAX_PORT:
+            self.fail(f"{value!r} is not a port", param, ctx)
+        return int(value)
+
+
+PORT = _Port()
 
 DEV_PORT = click.option(
     "--port",
@@ -21,6 +37,7 @@ DEV_PORT = click.option(
     help="Which running `dev` is meant, where there are several; the newest otherwise.",
 )
 
+_PORT = re.compile(r"[0-9]{1,5}")
 # What a subprotocol header can carry of a token: RFC 7230 "token" characters.
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
@@ -96,7 +113,9 @@ class _JsonObject(click.ParamType[dict[str, Any]]):
         if isinstance(value, dict):
             return value
         try:
-            parsed = json.loads(_json_text(value), parse_constant=_refuse_constant)
+            parsed = json.loads(
+                _json_text(value), parse_constant=_refuse_constant, parse_int=_whole_number
+            )
         except OSError as error:
             self.fail(f"{value[1:]!r} can't be read: {error.strerror}", param, ctx)
         except json.JSONDecodeError as error:
@@ -107,8 +126,10 @@ class _JsonObject(click.ParamType[dict[str, Any]]):
             )
         except RecursionError:
             self.fail("is nested too deeply", param, ctx)
+        except UnicodeDecodeError:
+            self.fail("is not UTF-8", param, ctx)
         except ValueError as error:
-            self.fail(f"is not valid JSON: {error}", param, ctx)
+            self.fail(f"can't be used: {error}", param, ctx)
         if not isinstance(parsed, dict):
             self.fail('must be a JSON object, like {"batch_id": "b-1"}', param, ctx)
         return parsed
@@ -120,6 +141,13 @@ def _json_text(value: str) -> str | bytes:
     if value.startswith("@"):
         return Path(value[1:]).read_bytes()
     return value
+
+
+def _whole_number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"a number has {len(digits)} digits") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

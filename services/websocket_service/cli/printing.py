@@ -8,15 +8,13 @@ from typing import Any
 
 import click
 
-from services.websocket_service.cli.output import is_coloured, print_json, printable, say
+from services.websocket_service.cli.output import is_coloured, print_json, printable
 
 Frame = Mapping[str, Any]
 
 # Asked for with --verbose. An error among them: `tail` sends nothing that could be refused, so it
-# announces a close, whose reason says the same.
-_ROUTINE_TYPES = frozenset(
-    {"welcome", "heartbeat", "pong", "error", "going_away", "token_expiring", "token_refreshed"}
-)
+# announces a close, and is told with that.
+_ROUTINE_TYPES = frozenset({"welcome", "heartbeat", "error"})
 _WITHOUT_DATA = frozenset({"type", "event", "data", "timestamp"})
 
 
@@ -55,16 +53,14 @@ class FramePrinter:
             print_json(frame)
         elif kind == "notification":
             self._show_notification(frame)
-        elif kind == "resync":
-            reason = frame.get("reason", "unknown reason")
-            say(f"some notifications may be missing ({reason})")
         else:
             text = f"{_local_time(frame)}  {printable(f'[{kind}]')}  {_compact(_rest(frame))}"
             self._echo(self._styled(text, dim=True))
 
     def _show_notification(self, frame: Frame) -> None:
         time = self._styled(_local_time(frame), dim=True)
-        event = self._styled(printable(str(frame.get("event", "?"))), fg="cyan", bold=True)
+        name = printable(str(frame.get("event") or "(no event)"))
+        event = self._styled(name, fg="cyan", bold=True)
         data = _compact(frame["data"] if "data" in frame else _rest(frame))
         self._echo(f"{time}  {event}  {data}")
 

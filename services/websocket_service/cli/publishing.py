@@ -8,9 +8,9 @@ from redis.exceptions import RedisError
 
 from huleedu_service_libs.error_handling import HuleEduError
 from huleedu_service_libs.redis_client import RedisClient
-from services.websocket_service.cli.effective_settings import masked_url
 from services.websocket_service.cli.output import CliError
 from services.websocket_service.cli.target import Backplane
+from services.websocket_service.effective_settings import masked_url
 
 CLIENT_ID = "websocket-service-cli"
 ANSWER_TIMEOUT_S = 3.0

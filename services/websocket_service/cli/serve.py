@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import click
@@ -13,7 +14,7 @@ from services.websocket_service.cli.parameters import PORT
 APPLICATION = "services.websocket_service.main:app"
 
 
-@click.command()
+@click.command(short_help="Run the service for production.")
 @click.option("--port", type=PORT, default=None, help="TCP port  [default: WEBSOCKET_SERVICE_PORT]")
 @click.option(
     "--host",
@@ -37,15 +38,15 @@ def serve(port: int | None, host: str, workers: int) -> None:
     _on_stop_signals(lambda *_: os._exit(0))
 
     # Imported late: see `commands`.
+    import hypercorn.run  # noqa: PLC0415
     from hypercorn.config import Config  # noqa: PLC0415
-    from hypercorn.run import run  # noqa: PLC0415
     from hypercorn.utils import LifespanFailureError  # noqa: PLC0415
 
-    from services.websocket_service.cli.effective_settings import (  # noqa: PLC0415
+    from services.websocket_service.cli.listening import listen  # noqa: PLC0415
+    from services.websocket_service.cli.settings import (  # noqa: PLC0415
         load_settings,
         require_usable,
     )
-    from services.websocket_service.cli.listening import listen  # noqa: PLC0415
 
     settings = load_settings()
     require_usable(settings)
@@ -62,11 +63,24 @@ def serve(port: int | None, host: str, workers: int) -> None:
         importlib.import_module(APPLICATION.partition(":")[0])
     # Until Hypercorn's own handlers are there: worker processes end with this one.
     _on_stop_signals(lambda *_: sys.exit(0))
+    failed = False
+    join_exited = hypercorn.run._join_exited  # noqa: SLF001
+
+    def join_and_remember(processes: list[BaseProcess]) -> int:
+        nonlocal failed
+        status = join_exited(processes)
+        failed = failed or status != 0
+        return status
+
+    # run() asks twice after a failure and returns the second answer, by when the process that
+    # failed is no longer in the list: 0.
+    hypercorn.run._join_exited = join_and_remember  # noqa: SLF001
     try:
-        status = run(config)
+        hypercorn.run.run(config)
     except LifespanFailureError as error:
         raise CliError(f"the service did not start: {error}") from None
-    sys.exit(status)
+    if failed:
+        raise CliError("a worker ended unexpectedly")
 
 
 def _on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None:

@@ -6,7 +6,7 @@ from services.websocket_service.cli.parameters import DEV_PORT, TEXT, TOKEN, WEB
 from services.websocket_service.cli.signals import run_until_stopped
 
 
-@click.command()
+@click.command(short_help="Print notifications as they arrive.")
 @click.option("--user", type=TEXT, default=None, help="Whose notifications  [default: teacher-1]")
 @click.option("--token", type=TOKEN, default=None, help="A JWT, where there is no secret.")
 @click.option(
@@ -28,7 +28,7 @@ def tail(
 ) -> None:
     """Print notifications as they arrive, until Ctrl-C.
 
-    Reconnects when the connection breaks, and goes on where it was.
+    Reconnects by itself; what is published meanwhile is lost.
     """
     if user is not None and token is not None:
         raise click.UsageError("--user and --token exclude each other: a token names its user")
@@ -37,12 +37,12 @@ def tail(
         # Imported once Ctrl-C is handled.
         from services.websocket_service.cli.printing import FramePrinter  # noqa: PLC0415
         from services.websocket_service.cli.terminal_client import (  # noqa: PLC0415
-            choose_endpoint,
+            locate_service,
             run_tail,
         )
 
-        endpoint = choose_endpoint(user=user, token=token, url=url, dev_port=port)
+        locate = locate_service(user=user, token=token, url=url, dev_port=port)
         printer = FramePrinter(as_json=as_json, verbose=verbose, count=count)
-        await run_tail(endpoint, printer, stop)
+        await run_tail(locate, printer, stop)
 
     run_until_stopped(run)

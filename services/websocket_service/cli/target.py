@@ -1,11 +1,13 @@
 """Which service a command talks to: the one that the variables name, else a running `dev`."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from services.websocket_service.cli import discovery
 from services.websocket_service.cli.discovery import RunningDev
-from services.websocket_service.cli.effective_settings import is_set, jwt_secret, load_settings
 from services.websocket_service.cli.output import CliError
+from services.websocket_service.cli.settings import load_settings
+from services.websocket_service.effective_settings import is_set, jwt_secret
 
 SIGNING_ALGORITHMS = ("HS256", "HS384", "HS512")
 
@@ -19,6 +21,16 @@ class SigningKey:
     audience: str
     issuer: str
 
+    @classmethod
+    def of(cls, dev: RunningDev) -> Self:
+        """What that `dev` verifies its clients' tokens with."""
+        return cls(
+            secret=dev.jwt_secret,
+            algorithm=dev.jwt_algorithm,
+            audience=dev.jwt_audience,
+            issuer=dev.jwt_issuer,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backplane:
@@ -26,6 +38,8 @@ class Backplane:
 
     redis_url: str
     channel_prefix: str
+    chosen_port: int | None = None
+    """Of the `dev` that was taken out of several."""
 
 
 def signing_key(dev_port: int | None = None) -> SigningKey:
@@ -34,26 +48,20 @@ def signing_key(dev_port: int | None = None) -> SigningKey:
     Raises CliError if there is neither.
     """
     settings = load_settings()
+    if dev_port is None and settings.JWT_ALGORITHM not in SIGNING_ALGORITHMS:
+        raise CliError(
+            f"JWT_ALGORITHM is {settings.JWT_ALGORITHM}, but only {', '.join(SIGNING_ALGORITHMS)} "
+            "can be signed here: ask the identity service for a token"
+        )
     secret = jwt_secret(settings)
     if secret is not None and dev_port is None:
-        if settings.JWT_ALGORITHM not in SIGNING_ALGORITHMS:
-            raise CliError(
-                f"JWT_ALGORITHM is {settings.JWT_ALGORITHM}: tokens can be made for "
-                f"{', '.join(SIGNING_ALGORITHMS)} only; ask the identity service for one"
-            )
         return SigningKey(
             secret=secret,
             algorithm=settings.JWT_ALGORITHM,
             audience=settings.JWT_AUDIENCE,
             issuer=settings.JWT_ISSUER,
         )
-    dev = _required_dev(dev_port, "JWT_SECRET_KEY")
-    return SigningKey(
-        secret=dev.jwt_secret,
-        algorithm=dev.jwt_algorithm,
-        audience=dev.jwt_audience,
-        issuer=dev.jwt_issuer,
-    )
+    return SigningKey.of(_required_dev(dev_port, "JWT_SECRET_KEY"))
 
 
 def backplane(dev_port: int | None = None) -> Backplane:
@@ -65,7 +73,17 @@ def backplane(dev_port: int | None = None) -> Backplane:
     if is_set(settings, "REDIS_URL") and dev_port is None:
         return Backplane(redis_url=settings.REDIS_URL, channel_prefix=settings.REDIS_CHANNEL_PREFIX)
     dev = _required_dev(dev_port, "REDIS_URL")
-    return Backplane(redis_url=dev.redis_url, channel_prefix=dev.channel_prefix)
+    is_one_of_several = dev_port is None and len(running_devs()) > 1
+    return Backplane(
+        redis_url=dev.redis_url,
+        channel_prefix=dev.channel_prefix,
+        chosen_port=dev.port if is_one_of_several else None,
+    )
+
+
+def signs_with_dev(dev_port: int | None) -> bool:
+    """Whether `signing_key()` is that of a running `dev`."""
+    return dev_port is not None or jwt_secret(load_settings()) is None
 
 
 def service_url(dev_port: int | None = None) -> str:
@@ -81,10 +99,7 @@ def find_dev(port: int | None) -> RunningDev | None:
 
     Raises CliError if `port` is given and nothing runs there.
     """
-    try:
-        running = discovery.running()
-    except discovery.UntrustedFolderError as error:
-        raise CliError(str(error)) from None
+    running = running_devs()
     if port is None:
         return running[0] if running else None
     for dev in running:
@@ -94,6 +109,14 @@ def find_dev(port: int | None) -> RunningDev | None:
         f"no `websocket-service dev` runs on port {port}: start it with "
         f"`websocket-service dev --port {port}`, or leave --port out"
     )
+
+
+def running_devs() -> list[RunningDev]:
+    """Newest first; raises CliError if their announcements can't be trusted."""
+    try:
+        return discovery.running()
+    except discovery.UntrustedFolderError as error:
+        raise CliError(str(error)) from None
 
 
 def _required_dev(port: int | None, variable: str) -> RunningDev:

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 import os
+import ssl
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -25,10 +27,18 @@ from websockets.typing import Subprotocol
 
 from services.websocket_service.cli.backoff import Backoff
 from services.websocket_service.cli.closing import Closing
+from services.websocket_service.cli.discovery import RunningDev
 from services.websocket_service.cli.minting import mint
 from services.websocket_service.cli.output import CliError, say
 from services.websocket_service.cli.printing import Frame, FramePrinter, ReaderGoneError
-from services.websocket_service.cli.target import service_url, signing_key
+from services.websocket_service.cli.target import (
+    SigningKey,
+    find_dev,
+    running_devs,
+    service_url,
+    signing_key,
+    signs_with_dev,
+)
 
 DEFAULT_USER = "teacher-1"
 _SUBPROTOCOL = "huleedu.notify.v1"
@@ -42,34 +52,69 @@ _STABLE_AFTER_S = 10.0
 _MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 _ABNORMAL_CLOSURE = 1006
 _FIRST_SERVER_ERROR = 500
+# What OpenSSL calls an answer that is no TLS; which of them depends on its version.
+_NO_TLS_REASONS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to connect (no credential in the URL), and a credential for each attempt."""
+    """Where to connect (no credential in the URL), and with what."""
 
     url: str
-    credential: Callable[[], str] = field(repr=False)
+    credential: str = field(repr=False)
 
 
-def choose_endpoint(
+Locate = Callable[[], Endpoint | None]
+"""Called before each attempt; None while the service that was found is not running."""
+
+
+def locate_service(
     *, user: str | None, token: str | None, url: str | None, dev_port: int | None
-) -> Endpoint:
+) -> Locate:
     """What the command line names, completed from the environment or a running `dev`.
 
-    A URL as `dev` prints it, with its token in it, is taken apart.
+    A URL as `dev` prints it, with its token in it, is taken apart. If nothing but a `dev` tells
+    where to go, its next start counts as the same service.
 
     Raises CliError if there is no secret to make a token with.
     """
+    if url is None and token is None and signs_with_dev(dev_port):
+        dev = find_dev(dev_port)
+        if dev is not None:
+            return _FollowedDev(dev, user or DEFAULT_USER, wanted_port=dev_port).locate
     chosen_url, token_of_url = _without_token(url or service_url(dev_port))
     if token is None and user is None:
         token = token_of_url
     if token is not None:
-        given = token
-        return Endpoint(chosen_url, lambda: given)
+        endpoint = Endpoint(chosen_url, token)
+        return lambda: endpoint
     key = signing_key(dev_port)
-    # A fresh one for each attempt: a tail may run for longer than a token lives.
-    return Endpoint(chosen_url, lambda: mint(key, user or DEFAULT_USER, _TOKEN_LIFETIME).token)
+    return lambda: _signed(chosen_url, key, user or DEFAULT_USER)
+
+
+class _FollowedDev:
+    """A `dev` through its restarts, which bring another secret and perhaps another port."""
+
+    def __init__(self, dev: RunningDev, user: str, *, wanted_port: int | None) -> None:
+        self._port = dev.port
+        self._user = user
+        self._wanted_port = wanted_port
+
+    def locate(self) -> Endpoint | None:
+        running = running_devs()
+        candidates = [dev for dev in running if dev.port == self._port]
+        if not candidates and self._wanted_port is None:
+            candidates = running
+        if not candidates:
+            return None
+        dev = candidates[0]
+        self._port = dev.port
+        return _signed(dev.url, SigningKey.of(dev), self._user)
+
+
+def _signed(url: str, key: SigningKey, user: str) -> Endpoint:
+    # A fresh token for each attempt: a tail may run for longer than one lives.
+    return Endpoint(url, mint(key, user, _TOKEN_LIFETIME).token)
 
 
 def _without_token(url: str) -> tuple[str, str | None]:
@@ -80,13 +125,13 @@ def _without_token(url: str) -> tuple[str, str | None]:
     return urlunsplit(parts._replace(query=kept, fragment="")), token or None
 
 
-async def run_tail(endpoint: Endpoint, printer: FramePrinter, stop: asyncio.Event) -> None:
+async def run_tail(locate: Locate, printer: FramePrinter, stop: asyncio.Event) -> None:
     """Print frames until `stop` is set, the printer is done or nobody reads stdout any more.
 
     Raises CliError if the first attempt fails or the service refuses for good.
     """
     with _reader_watched(stop):
-        tailing = asyncio.create_task(_Tail(endpoint, printer).run())
+        tailing = asyncio.create_task(_Tail(locate, printer).run())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({tailing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -102,25 +147,32 @@ async def run_tail(endpoint: Endpoint, printer: FramePrinter, stop: asyncio.Even
 
 
 class _Tail:
-    def __init__(self, endpoint: Endpoint, printer: FramePrinter) -> None:
-        self._endpoint = endpoint
+    def __init__(self, locate: Locate, printer: FramePrinter) -> None:
+        self._locate = locate
         self._printer = printer
         self._backoff = Backoff()
         self._was_connected = False
-        self._cursor: str | None = None
+        self._is_admitted = False
+        self._error: Frame = {}
 
     async def run(self) -> None:
         """One connection after the other."""
         while True:
+            endpoint = self._locate()
+            if endpoint is None:
+                await self._wait("no running `websocket-service dev` found: looking again")
+                continue
+            self._is_admitted = False
+            self._error = {}
             opened_at = time.monotonic()
             try:
-                async with self._connection() as connection:
-                    await self._receive(connection)
+                async with _connection(endpoint) as connection:
+                    await self._receive(connection, endpoint)
                     return
             except ConnectionClosed as closed:
-                closing = _closing(closed)
+                closing = _closing(closed, self._error)
             except (OSError, WebSocketException) as error:
-                closing = self._failed_attempt(error)
+                closing = self._failed_attempt(error, endpoint)
             if closing.is_normal:
                 say("the service has closed the connection")
                 return
@@ -128,71 +180,75 @@ class _Tail:
                 raise CliError(f"the service refused: {closing.description}: {closing.advice}")
             if time.monotonic() - opened_at > _STABLE_AFTER_S:
                 self._backoff.reset()
-            delay_s = closing.retry_after_s
-            if delay_s is None:
-                delay_s = self._backoff.next_delay_s()
-            say(f"connection lost ({closing.description}): reconnecting in {delay_s:.1f} s")
-            await asyncio.sleep(delay_s)
-
-    def _connection(self) -> connect:
-        url = self._endpoint.url
-        if self._cursor is not None:
-            separator = "&" if urlsplit(url).query else "?"
-            url = f"{url}{separator}{urlencode({'cursor': self._cursor})}"
-        credential = self._endpoint.credential()
-        try:
-            return connect(
-                url,
-                subprotocols=[Subprotocol(_SUBPROTOCOL), Subprotocol(f"bearer.{credential}")],
-                # Costs the service 90 KiB a connection.
-                compression=None,
-                # A proxy from the environment can't lead back to this machine.
-                proxy=None if urlsplit(url).hostname in _LOOPBACK_HOSTS else True,
-                open_timeout=_OPEN_TIMEOUT_S,
-                close_timeout=_CLOSE_TIMEOUT_S,
-                max_size=_MAX_MESSAGE_BYTES,
+            happened = "connection lost" if self._is_admitted else "not accepted"
+            await self._wait(
+                f"{happened} ({closing.description}): reconnecting", closing.retry_after_s
             )
-        except InvalidURI as error:
-            raise CliError(f"--url is no WebSocket URL: {error}") from None
 
-    async def _receive(self, connection: ClientConnection) -> None:
+    async def _wait(self, why: str, asked_for_s: float | None = None) -> None:
+        delay_s = self._backoff.next_delay_s() if asked_for_s is None else asked_for_s
+        say(f"{why} in {delay_s:.1f} s")
+        await asyncio.sleep(delay_s)
+
+    async def _receive(self, connection: ClientConnection, endpoint: Endpoint) -> None:
         if connection.subprotocol != _SUBPROTOCOL:
-            self._connected("")
+            self._admitted(endpoint, "")
         while True:
             for frame in _frames(await connection.recv()):
                 if frame.get("type") == "welcome":
-                    self._connected(f" as {frame.get('user_id')}")
+                    self._admitted(endpoint, f" as {frame.get('user_id')}")
+                elif frame.get("type") == "error" and isinstance(frame.get("error"), dict):
+                    self._error = frame["error"]
                 self._printer.show(frame)
-                cursor = frame.get("id")
-                if frame.get("type") == "notification" and isinstance(cursor, str):
-                    self._cursor = cursor
                 if self._printer.is_done:
                     return
 
-    def _connected(self, as_whom: str) -> None:
+    def _admitted(self, endpoint: Endpoint, as_whom: str) -> None:
         again = " again" if self._was_connected else ""
-        self._was_connected = True
-        say(f"connected{again} to {self._endpoint.url}{as_whom} (Ctrl-C ends)")
+        self._was_connected = self._is_admitted = True
+        say(f"connected{again} to {endpoint.url}{as_whom} (Ctrl-C ends)")
 
-    def _failed_attempt(self, error: OSError | WebSocketException) -> Closing:
+    def _failed_attempt(self, error: OSError | WebSocketException, endpoint: Endpoint) -> Closing:
         """The end of a connection that never was; raises CliError where trying on is no use."""
         final = isinstance(error, InvalidStatus) and (
             error.response.status_code < _FIRST_SERVER_ERROR
         )
         if self._was_connected and not final:
             return Closing(_ABNORMAL_CLOSURE, _why(error))
-        raise CliError(
-            f"can't connect to {self._endpoint.url} ({_why(error)}): start the service with "
-            "`websocket-service dev`, or correct --url"
+        raise CliError(f"can't connect to {endpoint.url} ({_why(error)}): {_remedy(error)}")
+
+
+def _connection(endpoint: Endpoint) -> connect:
+    try:
+        return connect(
+            endpoint.url,
+            subprotocols=[Subprotocol(_SUBPROTOCOL), Subprotocol(f"bearer.{endpoint.credential}")],
+            # Costs the service 90 KiB a connection.
+            compression=None,
+            # A proxy from the environment can't lead back to this machine.
+            proxy=None if urlsplit(endpoint.url).hostname in _LOOPBACK_HOSTS else True,
+            open_timeout=_OPEN_TIMEOUT_S,
+            close_timeout=_CLOSE_TIMEOUT_S,
+            max_size=_MAX_MESSAGE_BYTES,
         )
+    except InvalidURI as error:
+        raise CliError(f"--url is no WebSocket URL: {error}") from None
 
 
-def _closing(closed: ConnectionClosed) -> Closing:
+def _closing(closed: ConnectionClosed, error: Frame) -> Closing:
     if closed.rcvd is not None:
-        return Closing(closed.rcvd.code, closed.rcvd.reason)
+        return Closing(closed.rcvd.code, closed.rcvd.reason, error)
     if closed.sent is not None:
         return Closing(closed.sent.code, closed.sent.reason)
     return Closing(_ABNORMAL_CLOSURE, "no close frame")
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS_REASONS:
+        return "no TLS there: try ws://"
+    if isinstance(error, InvalidStatus) and error.response.status_code == HTTPStatus.NOT_FOUND:
+        return "the service answers, but not there: the path is /ws"
+    return "start the service with `websocket-service dev`, or correct --url"
 
 
 def _why(error: Exception) -> str:
@@ -202,12 +258,19 @@ def _why(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, InvalidHandshake):
         return "no WebSocket service there"
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+    return (_system_reason(error) if isinstance(error, OSError) else "") or (
+        str(error) or type(error).__name__
+    )
+
+
+def _system_reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        # Its errno is none of the system's.
+        return error.reason.lower().replace("_", " ") if error.reason else ""
+    if error.errno is not None and error.errno > 0:
         # Shorter than asyncio's own text, which repeats the address.
         return os.strerror(error.errno)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return error.strerror or ""
 
 
 def _frames(message: str | bytes) -> list[Frame]:

@@ -6,7 +6,7 @@ from services.websocket_service.cli.output import print_json
 from services.websocket_service.cli.parameters import DEV_PORT, DURATION, TEXT
 
 
-@click.command()
+@click.command(short_help="Print a JWT that the service accepts.")
 @click.option("--user", type=TEXT, required=True, help="Whom the token is for.")
 @click.option(
     "--expires-in",

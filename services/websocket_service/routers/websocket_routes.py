@@ -49,12 +49,13 @@ async def notifications(sessions: FromDishka[SessionServer]) -> None:
     # Not the proxy: the session's tasks are not to depend on Quart's context.
     socket: Websocket = websocket._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - a Werkzeug proxy's documented method
     scope: dict[str, Any] = {**socket.scope}
+    origins = socket.headers.getlist("Origin")
     upgrade = Upgrade(
         correlation_id=extract_correlation_id(socket),
         credentials=scope.get(SCOPE_KEY, Credentials()),
         requested_subprotocols=socket.requested_subprotocols,
         # Several are no origin that could be listed.
-        origin=", ".join(socket.headers.getlist("Origin")) or None,
+        origin=", ".join(origins) if origins else None,
         peer=(scope.get("extensions") or {}).get(PEER_EXTENSION),
     )
     await sessions.serve(QuartSocket(socket), upgrade)

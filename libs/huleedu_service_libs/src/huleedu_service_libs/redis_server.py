@@ -190,6 +190,12 @@ class RedisServer:
     def _last_words(self) -> str:
         return " / ".join(self._log.read_text(errors="replace").splitlines()[-3:])
 
+    async def wait(self) -> None:
+        """Return once the running server has ended, for whatever reason."""
+        if self._process is None:
+            raise RuntimeError("the redis-server is not running")
+        await self._process.wait()
+
     async def terminate(self) -> None:
         """SIGTERM, and SIGKILL to a server that does not end by itself in time."""
         if self._process is None or self._process.returncode is not None:

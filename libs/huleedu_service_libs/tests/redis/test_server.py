@@ -61,6 +61,15 @@ async def test_terminate(server: RedisServer) -> None:
     server.signal(signal.SIGTERM)
 
 
+async def test_waiting_for_its_end(server: RedisServer) -> None:
+    """Whoever depends on a server learns that it has ended, also afterwards."""
+    waiting = asyncio.create_task(server.wait())
+    os.kill(server.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        await waiting
+        await server.wait()
+
+
 async def test_restart_keeps_data(start_server: StartServer) -> None:
     """With appendonly, a killed server comes back on the same port with the same data."""
     async with (
@@ -100,6 +109,8 @@ async def test_not_running(start_server: StartServer) -> None:
     """A server that was never started has no process."""
     with pytest.raises(RuntimeError, match="not running"):
         _ = start_server().pid
+    with pytest.raises(RuntimeError, match="not running"):
+        await start_server().wait()
 
 
 async def test_port_that_another_redis_has(server: RedisServer, start_server: StartServer) -> None:

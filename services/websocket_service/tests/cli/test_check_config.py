@@ -77,6 +77,22 @@ async def test_every_invalid_variable_has_its_line(console: Console) -> None:
     assert SECRET not in result.out + result.err
 
 
+async def test_what_is_expected_is_said_plainly(console: Console) -> None:
+    """Nobody has to know what a parser does."""
+    result = await console.run(
+        "check-config",
+        ENABLE_TRACING="maybe",
+        WEBSOCKET_PING_INTERVAL="soon",
+        WEBSOCKET_PORT="x",
+        JWT_SECRET_KEY=SECRET,
+    )
+    assert sorted(result.error_lines) == [
+        "Error: ENABLE_TRACING is 'maybe': it should be true or false",
+        "Error: WEBSOCKET_PING_INTERVAL is 'soon': it should be a number",
+        "Error: WEBSOCKET_PORT is 'x': it should be a whole number",
+    ]
+
+
 async def test_production_names_what_is_insecure(console: Console) -> None:
     """A well-known secret and a missing origin list are one line each."""
     result = await console.run("check-config", ENVIRONMENT="production", JWT_SECRET_KEY="secret")

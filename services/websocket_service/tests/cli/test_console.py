@@ -20,6 +20,7 @@ async def test_help_lists_every_command(console: Console, option: str) -> None:
     for command in ("dev", "serve", "token", "notify", "tail", "check-config"):
         assert f"\n  {command} " in result.out
     assert "Start with `websocket-service dev`" in result.out
+    assert "..." not in result.out.partition("Commands:")[2]
 
 
 async def test_the_version_is_the_package_version(console: Console) -> None:
@@ -41,6 +42,7 @@ async def test_the_version_is_the_package_version(console: Console) -> None:
         ["tail", "--url", "http://127.0.0.1"],
         ["serve", "--workers", "0"],
         ["dev", "--port", "70000"],
+        ["serve", "--port", "abc"],
     ],
 )
 async def test_a_mistake_in_the_command_line_is_one_line(

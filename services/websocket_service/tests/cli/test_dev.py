@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import signal
 import socket
@@ -12,9 +13,11 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from services.websocket_service.tests.cli.console import is_running, process_end
+from services.websocket_service.tests.cli.console import SCRIPT, is_running, process_end
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from huleedu_service_libs.redis_server import RedisServer
     from services.websocket_service.tests.cli.conftest import Dev
     from services.websocket_service.tests.cli.console import Console
@@ -28,8 +31,9 @@ async def redis_pid(url: str) -> int:
 async def test_the_printed_lines_are_all_that_a_newcomer_needs(console: Console) -> None:
     """The URL connects, and the printed command brings a notification there."""
     async with console.start("dev", "--port", "0") as dev:
-        lines = [await dev.line() for _ in range(10)]
+        lines = [await dev.line() for _ in range(11)]
         assert lines[0].startswith("The service is ready on port ")
+        assert lines[1].startswith("Redis: redis://127.0.0.1:")
         url = next(line for line in lines if "ws://" in line).strip()
         notify = next(line for line in lines if " notify " in line)
         assert any(" tail --port " in line for line in lines)
@@ -69,6 +73,55 @@ async def test_ctrl_c_closes_the_sockets_and_leaves_nothing(console: Console, de
     assert result.status == 0
     assert "Traceback" not in result.err
     assert not is_running(redis)
+    assert console.announcements == []
+
+
+async def test_the_banner_is_the_last_that_a_start_shows(console: Console) -> None:
+    """Nothing scrolls it away, until the service is told to stop."""
+    process = await asyncio.create_subprocess_exec(
+        *(SCRIPT, "dev", "--port", "0"),
+        env=console.environment({}),
+        cwd=console.folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        while b" tail --port " not in await process.stdout.readline():
+            assert not process.stdout.at_eof()
+        process.send_signal(signal.SIGINT)
+        assert b"draining" in await process.stdout.readline()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("name", ["XDG_RUNTIME_DIR", "TMPDIR"])
+async def test_no_folder_is_left(console: Console, tmp_path: Path, name: str) -> None:
+    """Neither in the runtime folder nor in the temp directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    variables = {"XDG_RUNTIME_DIR": "", name: str(folder)}
+    async with console.start("dev", "--port", "0", "--json", **variables) as dev:
+        assert await dev.line()
+        assert list(folder.glob("websocket-service*"))
+        dev.interrupt()
+        assert (await dev.ended()).status == 0
+    assert list(folder.iterdir()) == []
+    await console.run("token", "--user", "u", **variables)
+    assert list(folder.iterdir()) == []
+
+
+async def test_without_its_redis_it_ends(console: Console, dev: Dev) -> None:
+    """The client hears 1012 and the person why; the status is 1."""
+    async with connect(dev.url) as tab:
+        os.kill(await redis_pid(dev.redis_url), signal.SIGKILL)
+        with pytest.raises(ConnectionClosed) as closed:
+            await tab.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    result = await dev.process.ended()
+    assert result.status == 1
+    assert result.error_lines[-1] == "Error: the private Redis ended: start dev again"
+    assert "Traceback" not in result.err
     assert console.announcements == []
 
 
@@ -129,6 +182,8 @@ async def test_two_run_side_by_side(console: Console, dev: Dev) -> None:
         async with connect(dev.url) as tab:
             to_newest = await console.run(*notify)
             to_first = await console.run(*notify, "--port", str(dev.port))
+            named = await console.run(*notify[:-1])
+            assert f"(dev on port {newest['port']})" in named.out
             assert json.loads(to_newest.out) == {"receivers": 0}
             assert json.loads(to_first.out) == {"receivers": 1}
             assert json.loads(await tab.recv()) == {"event": "e", "data": {}}

@@ -41,9 +41,10 @@ def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_announced_is_found_until_it_ends() -> None:
     """A running instance is found with everything that it announced, and not afterwards."""
-    with announced(INSTANCE):
+    with announced(INSTANCE) as path:
         assert running() == [INSTANCE]
     assert running() == []
+    assert not path.parent.exists()
 
 
 def test_the_newest_instance_comes_first() -> None:
@@ -63,7 +64,9 @@ def test_only_its_owner_can_read_the_secret() -> None:
 
 def test_a_file_whose_writer_is_gone_is_ignored_and_removed() -> None:
     """What a killed instance has left behind misleads nobody, though its id may be in use."""
-    stale = discovery_folder() / "left.json"
+    folder = discovery_folder()
+    folder.mkdir(mode=0o700)
+    stale = folder / "left.json"
     stale.write_text(json.dumps(asdict(replace(INSTANCE, pid=os.getpid()))))
     stale.chmod(0o600)
     assert running() == []
@@ -73,9 +76,12 @@ def test_a_file_whose_writer_is_gone_is_ignored_and_removed() -> None:
 def test_a_folder_that_others_can_enter_is_not_trusted() -> None:
     """The message names the folder and says what to do."""
     folder = discovery_folder()
+    folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(UntrustedFolderError, match="remove it, or set XDG_RUNTIME_DIR"):
         running()
+    with pytest.raises(UntrustedFolderError), announced(INSTANCE):
+        pass
 
 
 def test_a_link_to_another_folder_is_not_trusted(runtime_folder: Path) -> None:
@@ -97,8 +103,8 @@ def test_a_linked_file_is_not_followed(runtime_folder: Path) -> None:
 
 def test_a_file_that_is_no_announcement_is_ignored() -> None:
     """Rubbish in the folder does not keep the running instance from being found."""
-    (discovery_folder() / "rubbish.json").write_text("{")
-    with announced(INSTANCE):
+    with announced(INSTANCE) as path:
+        path.with_name("rubbish.json").write_text("{")
         assert running() == [INSTANCE]
 
 
@@ -109,10 +115,10 @@ def test_without_a_runtime_folder_the_temp_directory_serves(
     """Each user has a folder of their own there."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", value)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = discovery_folder()
-    assert folder.parent == tmp_path
-    assert str(os.geteuid()) in folder.name
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    with announced(INSTANCE) as path:
+        assert path.parent.parent == tmp_path
+        assert str(os.geteuid()) in path.parent.name
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_the_secret_is_not_in_the_representation() -> None:

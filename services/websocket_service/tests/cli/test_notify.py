@@ -84,12 +84,15 @@ async def test_data_comes_from_stdin_or_a_file(console: Console, redis_server: R
         ("[" * 100_000, "nested too deeply"),
         ("@missing.json", "No such file"),
         ("@.", "Is a directory"),
+        ("@latin-1.json", "is not UTF-8"),
+        ('{"a": ' + "1" * 10_000 + "}", "a number has 10000 digits"),
     ],
 )
 async def test_data_that_is_no_json_object_is_refused(
     console: Console, data: str, told: str
 ) -> None:
     """The line says where the mistake is."""
+    (console.folder / "latin-1.json").write_bytes(b'{"a": "\xe9"}')
     result = await console.run(*TO_ANYBODY, "--data", data, REDIS_URL="redis://127.0.0.1:1")
     assert result.status == 2
     (line,) = result.error_lines

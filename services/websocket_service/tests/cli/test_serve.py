@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
     from services.websocket_service.tests.cli.console import Console
 
 SECRET = "k" * 40
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes; multiprocessing has a resource tracker beside them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(child)
+        for child in children
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -69,6 +81,44 @@ async def test_every_client_is_told_of_the_end(
         result = await server.ended()
     assert result.status == 0
     assert "Traceback" not in result.err
+
+
+async def test_a_worker_that_dies_is_a_failure(console: Console, redis_server: RedisServer) -> None:
+    """The other workers' clients are told of the end, and the status is 1."""
+    variables = {
+        "JWT_SECRET_KEY": SECRET,
+        "REDIS_URL": redis_server.url,
+        "WEBSOCKET_SERVICE_PORT": str(free_port()),
+        "WEBSOCKET_MAX_CONNECTIONS_PER_USER": "100",
+    }
+    token = (await console.run("token", "--user", "u", **variables)).out.strip()
+    url = f"ws://127.0.0.1:{variables['WEBSOCKET_SERVICE_PORT']}/ws?token={token}"
+    async with console.start("serve", "--workers", "2", **variables) as server:
+        for _ in range(2):
+            await server.error_line("Running on")
+        connections = [await connect(url) for _ in range(20)]
+        os.kill(workers_of(server.pid)[0], signal.SIGKILL)
+        codes = [await close_code(connection) for connection in connections]
+        result = await server.ended()
+    assert set(codes) <= {1006, 1012}
+    assert 1012 in codes
+    assert result.status == 1
+    assert "Error: a worker ended unexpectedly" in result.error_lines
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_warning_is_told_once(console: Console, workers: str) -> None:
+    """What can be run with nevertheless is one line, with several processes too."""
+    async with console.start(
+        *("serve", "--port", "0", "--workers", workers), REDIS_URL="redis://127.0.0.1:1"
+    ) as server:
+        seen: list[str] = []
+        while sum("Running on" in line for line in seen) < int(workers):
+            seen.append(await server.error_line(""))
+        server.signal(signal.SIGTERM)
+        seen += (await server.ended()).error_lines
+    assert sum(line.startswith("Warning: ") for line in seen) == 1
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])

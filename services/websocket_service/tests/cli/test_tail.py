@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -138,16 +139,15 @@ async def test_a_terminal_shows_colours_unless_the_user_wants_none(console: Cons
     assert "\x1b" not in plain + dumb + piped.out
 
 
-async def test_it_comes_back_and_goes_on_where_it_was(console: Console) -> None:
-    """After a broken connection the last id goes along, so that nothing is missed."""
-    cursors = []
+async def test_it_comes_back(console: Console) -> None:
+    """A broken connection is not the end."""
+    attempts = []
 
     async def handler(connection: ServerConnection) -> None:
-        assert connection.request is not None
-        cursors.append(parse_qs(urlsplit(connection.request.path).query).get("cursor"))
+        attempts.append(connection)
         await connection.send(WELCOME)
-        if len(cursors) == 1:
-            await connection.send(json.dumps(notification(1, id="1-0 é&")))
+        if len(attempts) == 1:
+            await connection.send(json.dumps(notification(1)))
             connection.transport.abort()
         else:
             await connection.send(json.dumps(notification(2)))
@@ -162,7 +162,7 @@ async def test_it_comes_back_and_goes_on_where_it_was(console: Console) -> None:
         await tail.error_line("connected again")
         assert "event_2" in await tail.line()
         assert (await tail.ended()).status == 0
-    assert cursors == [None, ["1-0 é&"]]
+    assert len(attempts) == 2
 
 
 async def test_a_service_that_is_away_is_waited_for(console: Console) -> None:
@@ -205,8 +205,8 @@ async def test_the_service_says_when_to_come_back(console: Console, code: int) -
         service(handler) as url,
         console.start("tail", "--url", url, "--token", TOKEN, "--count", "1") as tail,
     ):
-        line = await tail.error_line("connection lost")
-        assert line == f"connection lost ({code} SERVICE_UNAVAILABLE): reconnecting in 1.7 s"
+        line = await tail.error_line("not accepted")
+        assert line == f"not accepted ({code} SERVICE_UNAVAILABLE): reconnecting in 1.7 s"
         assert "event_1" in await tail.line()
 
 
@@ -235,6 +235,73 @@ async def test_a_bad_token_is_told_with_what_to_do(console: Console, dev: Dev) -
     assert TOKEN not in line
 
 
+async def test_a_token_of_another_secret_is_told_as_that(console: Console, dev: Dev) -> None:
+    """The whole message is shown, and which variable to look at."""
+    minted = await console.run("token", "--user", "u", JWT_SECRET_KEY="other" * 8)
+    result = await console.run("tail", "--port", str(dev.port), "--token", minted.out.strip())
+    (line,) = result.error_lines
+    assert "AUTHENTICATION_ERROR, Token signature verification failed: " in line
+    assert "check that JWT_SECRET_KEY is the service's" in line
+
+
+@pytest.mark.usefixtures("dev")
+async def test_a_token_that_ends_is_told_as_that(console: Console) -> None:
+    """On a live connection too; the secret is not to blame."""
+    minted = await console.run("token", "--user", "u", "--expires-in", "2s")
+    result = await console.run("tail", "--token", minted.out.strip())
+    assert result.status == 1
+    assert "AUTHENTICATION_ERROR, Token has expired: " in result.error_lines[-1]
+    assert "JWT_SECRET_KEY" not in result.err
+
+
+async def test_the_message_is_that_of_the_error_frame(console: Console) -> None:
+    """A close frame has room for a part of it only."""
+    error = {"code": "AUTHORIZATION_ERROR", "message": "Not allowed here", "details": {}}
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(json.dumps({"type": "error", "error": error}))
+        reason = {"error_code": "AUTHORIZATION_ERROR", "message": "Not all"}
+        await connection.close(1008, json.dumps(reason))
+
+    async with service(handler) as url:
+        result = await console.run("tail", "--url", url, "--token", TOKEN)
+    (line,) = result.error_lines
+    assert "1008 AUTHORIZATION_ERROR, Not allowed here: " in line
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+async def test_a_restarted_dev_is_found_again(console: Console, ending: signal.Signals) -> None:
+    """It has another secret and another port then; while there is none, tail waits."""
+    async with contextlib.AsyncExitStack() as first:
+        dev = await first.enter_async_context(console.start("dev", "--port", "0", "--json"))
+        old = json.loads(await dev.line())
+        async with console.start("tail", "--count", "1") as tail:
+            await tail.error_line(f"connected to ws://127.0.0.1:{old['port']}/ws")
+            dev.signal(ending)
+            await dev.ended()
+            await tail.error_line("no running `websocket-service dev` found: looking again in")
+            async with console.start("dev", "--port", "0", "--json") as again:
+                new = json.loads(await again.line())
+                await tail.error_line(f"connected again to ws://127.0.0.1:{new['port']}/ws")
+                await console.run("notify", "--user", "teacher-1", "--event", "e", "--data", "{}")
+                assert "  e  {}" in await tail.line()
+                assert (await tail.ended()).status == 0
+
+
+async def test_another_dev_does_not_distract_it(console: Console, dev: Dev) -> None:
+    """The one on the same port is the same, though a newer one runs."""
+    async with console.start("dev", "--port", "0", "--json") as second:
+        port = json.loads(await second.line())["port"]
+        async with console.start("tail", "--port", str(dev.port)) as tail:
+            await tail.error_line(f"connected to ws://127.0.0.1:{dev.port}/ws")
+            dev.process.interrupt()
+            await dev.process.ended()
+            await tail.error_line("no running `websocket-service dev` found")
+            async with console.start("dev", "--port", str(dev.port), "--json"):
+                await tail.error_line(f"connected again to ws://127.0.0.1:{dev.port}/ws")
+    assert port != dev.port
+
+
 async def test_a_normal_end_is_no_failure(console: Console) -> None:
     """When the service says good-bye, there is nothing to reconnect for."""
 
@@ -244,25 +311,6 @@ async def test_a_normal_end_is_no_failure(console: Console) -> None:
     async with service(handler) as url:
         result = await console.run("tail", "--url", url, "--token", TOKEN)
     assert (result.status, result.err) == (0, "the service has closed the connection\n")
-
-
-async def test_what_may_be_missing_is_told_on_stderr(console: Console) -> None:
-    """What concerns the stream itself does not mix with notifications."""
-
-    async def handler(connection: ServerConnection) -> None:
-        frames = [
-            {"type": "resync", "reason": "history_trimmed", "cursor": None},
-            notification(1),
-        ]
-        await connection.send(json.dumps(frames))
-        await connection.wait_closed()
-
-    async with service(handler) as url:
-        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "1")
-    assert result.error_lines == [
-        "some notifications may be missing (history_trimmed)",
-    ]
-    assert len(result.out.splitlines()) == 1
 
 
 async def test_a_server_without_the_dialect_is_understood(console: Console) -> None:
@@ -279,7 +327,7 @@ async def test_a_server_without_the_dialect_is_understood(console: Console) -> N
         result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "2")
     first, second = result.out.splitlines()
     assert first.endswith('  plain  {"a": 1}')
-    assert second.endswith('  ?  "no JSON"')
+    assert second.endswith('  (no event)  "no JSON"')
 
 
 async def test_a_reader_that_leaves_ends_it_at_once(console: Console, dev: Dev) -> None:
@@ -302,9 +350,18 @@ async def test_nothing_there_is_one_line(console: Console) -> None:
 
 async def test_another_http_server_is_one_line(console: Console, dev: Dev) -> None:
     """A URL that leads to the wrong place is not tried again."""
-    result = await console.run(
-        "tail", "--url", f"ws://127.0.0.1:{dev.port}/healthz", "--token", TOKEN
-    )
+    for path, told in (("healthz", "correct --url"), ("nowhere", "the path is /ws")):
+        result = await console.run(
+            "tail", "--url", f"ws://127.0.0.1:{dev.port}/{path}", "--token", TOKEN
+        )
+        assert result.status == 1
+        (line,) = result.error_lines
+        assert told in line
+
+
+async def test_tls_where_there_is_none_is_one_line(console: Console, dev: Dev) -> None:
+    """It says which scheme to try."""
+    result = await console.run("tail", "--url", f"wss://127.0.0.1:{dev.port}/ws", "--token", TOKEN)
     assert result.status == 1
     (line,) = result.error_lines
-    assert "correct --url" in line
+    assert line.endswith("no TLS there: try ws://")

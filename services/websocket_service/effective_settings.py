@@ -20,13 +20,26 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from services.websocket_service.cli.output import CliProblemsError, say
 from services.websocket_service.config import Settings
 
 MASK = "********"
 _PASSWORD_IN_AUTHORITY = re.compile(r"(://[^:/?#]*:).*(@)", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE)
 _MAX_QUOTED_CHARS = 60
+# Where pydantic speaks of its parser.
+_EXPECTED = {
+    "bool_parsing": "should be true or false",
+    "float_parsing": "should be a number",
+    "int_parsing": "should be a whole number",
+}
+
+
+class InvalidSettingsError(Exception):
+    """The service can't run with these settings; `problems` has one sentence for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +90,12 @@ class _Resolved(Settings):
 def load_settings() -> Settings:
     """The settings from the environment and `.env`.
 
-    Raises CliProblemsError, one line per variable, if a value is invalid. Values that are valid but
-    insecure or missing are for `Settings.problems()`.
+    Raises InvalidSettingsError if a value is invalid. Values that are valid but insecure or missing
+    are for `Settings.problems()`.
     """
     settings, _, problems = _read()
     if settings is None:
-        raise CliProblemsError(problems)
+        raise InvalidSettingsError(problems)
     return settings
 
 
@@ -97,16 +110,15 @@ def jwt_secret(settings: Settings) -> str | None:
     return secret if secret.strip() else None
 
 
-def require_usable(settings: Settings) -> None:
-    """Say what is wrong with the settings on stderr, where the service can run nevertheless.
+def require_usable(settings: Settings) -> list[str]:
+    """The problems that the service can run with: all of them, outside of production.
 
-    Raises CliProblemsError, one line per problem, where it must not: in production.
+    Raises InvalidSettingsError in production.
     """
     problems = settings.problems()
     if problems and settings.is_production:
-        raise CliProblemsError(problems)
-    for problem in problems:
-        say(f"Warning: {problem}")
+        raise InvalidSettingsError(problems)
+    return problems
 
 
 def masked_url(url: str) -> str:
@@ -174,7 +186,8 @@ def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
 def _problem(detail: ErrorDetails, given: Mapping[str, _Given]) -> str:
     name = str(detail["loc"][0]) if detail["loc"] else "the settings"
     variable = given[name].variable if name in given else name
-    expected = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    said = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    expected = _EXPECTED.get(detail["type"], said)
     field = Settings.model_fields.get(name)
     if field is None or _is_secret(field):
         return f"{variable}: {expected}"
