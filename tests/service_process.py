@@ -17,6 +17,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
+from huleedu_service_libs.child_processes import signal_at_end_of_parent
 from huleedu_service_libs.testing.jwt_helpers import create_jwt
 
 REPO = Path(__file__).parents[1]
@@ -90,6 +91,8 @@ class ServiceProcess:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
+            # Tests that are killed can't clean up.
+            preexec_fn=signal_at_end_of_parent(signal.SIGTERM),
         )
         try:
             if self._ready_status is not None:

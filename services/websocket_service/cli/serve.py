@@ -69,7 +69,9 @@ def serve(port: int | None, host: str, workers: int) -> None:
     def join_and_remember(processes: list[BaseProcess]) -> int:
         nonlocal failed
         status = join_exited(processes)
-        failed = failed or status != 0
+        # A supervisor that signals every process reaches a worker that is still starting: it has
+        # nothing to close, and dies of SIGTERM. One that is up ends with 0.
+        failed = failed or status not in {0, -signal.SIGTERM}
         return status
 
     # run() asks twice after a failure and returns the second answer, by when the process that

@@ -2,27 +2,21 @@
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
-import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from huleedu_service_libs.child_processes import signal_at_end_of_parent
 
 STOP_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 10.0
 PORT_ATTEMPTS = 5
 EMPTY = '""'  # in redis.conf
-PR_SET_PDEATHSIG = 1
-
-# Loaded here and not in the forked child, where another thread's lock may be held for ever.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class RedisServerNotFoundError(Exception):
@@ -158,7 +152,7 @@ class RedisServer:
                 stderr=log,
                 # Ctrl-C goes to the foreground group: Redis has to outlive the service's own end.
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=signal_at_end_of_parent(signal.SIGKILL),
             )
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -243,19 +237,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the forked child runs before it becomes a redis-server; None where it can't."""
-    if _LIBC is None:
-        return None
-    prctl = _LIBC.prctl
-    parent = os.getpid()
-
-    def ask_the_kernel() -> None:
-        # A killed parent can't stop its children; the kernel can, even a stopped one.
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)  # it died before the request
-
-    return ask_the_kernel
