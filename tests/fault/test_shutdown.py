@@ -194,6 +194,7 @@ async def test_told_twice(redis_server: RedisServer, way: str, stop: str) -> Non
         peers = [await stack.enter_async_context(raw_peer(service)) for _ in range(10)]
         for n, peer in enumerate(peers):
             await peer.open(f"teacher-{n}")
+        await until(partial(is_complete, service, way))
         SIGNALS[stop](service)
         endings = [await peers[0].ending()]
         SIGNALS[stop](service)
@@ -223,6 +224,7 @@ async def test_told_again_and_again(redis_server: RedisServer, way: str, stop: s
         AsyncExitStack() as stack,
     ):
         tabs = [await stack.enter_async_context(service.connect(f"t-{n}")) for n in range(10)]
+        await until(partial(is_complete, service, way))
 
         async def has_ended() -> bool:
             with contextlib.suppress(ProcessLookupError):
@@ -287,6 +289,11 @@ async def test_stopped_in_a_rush(redis_server: RedisServer, way: str) -> None:
         assert {end.code for end in ends} == {1012}
         assert len(ends) >= 30
         assert_nothing_went_wrong(service.output())
+
+
+async def is_complete(service: ServiceProcess, way: str) -> bool:
+    """Whether all workers serve; the service is ready as soon as one of them does."""
+    return service.output().count("Running on") == (2 if "two workers" in way else 1)
 
 
 async def publish_numbers(redis: Redis, user: str, count: int, *, padding: int = 0) -> None:

@@ -38,8 +38,11 @@ def restored_logging() -> Iterator[None]:
     """Take back what a configuration within the test process has changed."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    was_configured, configuration = structlog.is_configured(), structlog.get_config()
     yield
     for handler in [h for h in root.handlers if h not in handlers]:
         root.removeHandler(handler)
     root.setLevel(level)
     structlog.reset_defaults()
+    if was_configured:
+        structlog.configure(**configuration)
