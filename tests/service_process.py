@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import websockets
 from websockets.asyncio.client import ClientConnection
@@ -172,11 +173,12 @@ class ServiceProcess:
         *,
         subprotocols: Sequence[str] = (),
         bearer: str | None = None,
+        cursor: str | None = None,
         **options: Any,
     ) -> websockets.connect:
         """A client for `async with`, credential in the header: plain unless v1 is asked for."""
         return websockets.connect(
-            self.url,
+            self.url if cursor is None else f"{self.url}?cursor={quote(cursor)}",
             additional_headers={"Authorization": f"Bearer {bearer or token(user)}"},
             subprotocols=[Subprotocol(name) for name in subprotocols] or None,
             **{"proxy": None, **options},

@@ -8,7 +8,8 @@ from pydantic_settings import SettingsConfigDict
 
 from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
 from huleedu_service_libs.error_handling import HuleEduError
-from huleedu_service_libs.redis_subscription_connection import parse_redis_url
+from huleedu_service_libs.notification_settings import NotificationSettings
+from huleedu_service_libs.redis_address import RedisAddress
 
 # Secrets that stand in examples and tutorials: whoever knows them can be anybody.
 WELL_KNOWN_SECRETS = frozenset(
@@ -61,7 +62,7 @@ class LogLevel(StrEnum):
     CRITICAL = "CRITICAL"
 
 
-class Settings(JWTValidationSettings):
+class Settings(JWTValidationSettings, NotificationSettings):
     """Every setting with its default; units are in the descriptions."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", populate_by_name=True)
@@ -118,7 +119,8 @@ class Settings(JWTValidationSettings):
     )
 
     REDIS_URL: str = Field(
-        default="redis://redis:6379", description="redis://, rediss:// or unix://"
+        default="redis://redis:6379",
+        description="redis://, rediss:// or unix://; redis+sentinel:// or redis+cluster://",
     )
     REDIS_CHANNEL_PREFIX: str = Field(
         default="ws", description="Channel of user U is <prefix>:U; the publishers share it"
@@ -136,7 +138,7 @@ class Settings(JWTValidationSettings):
     @field_validator("REDIS_URL")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
-        parse_redis_url(url)
+        RedisAddress.parse(url)
         return url
 
     @property

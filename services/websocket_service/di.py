@@ -18,7 +18,7 @@ from huleedu_service_libs.redis_client import RedisClient
 from services.websocket_service.config import Settings
 from services.websocket_service.exchange import Exchange, SessionLimits
 from services.websocket_service.hub import ConnectionHub, HubLimits
-from services.websocket_service.implementations.backplane import RedisBackplane
+from services.websocket_service.implementations.backplane import MAX_READERS, RedisBackplane
 from services.websocket_service.implementations.jwt_validator import JWTValidator
 from services.websocket_service.implementations.message_listener import MessageListener
 from services.websocket_service.keeper import ConnectionKeeper, KeeperIntervals
@@ -33,8 +33,8 @@ from services.websocket_service.protocols import (
 from services.websocket_service.publication import Publication
 from services.websocket_service.session import SessionServer
 
-# The commands of this process are pings: the notifications come over the subscription connection.
-MAX_COMMAND_CONNECTIONS = 2
+# A ping and a canary beside the readers of histories.
+MAX_COMMAND_CONNECTIONS = MAX_READERS + 2
 
 
 class ServiceProvider(Provider):
@@ -60,6 +60,7 @@ class ServiceProvider(Provider):
             client_id=settings.SERVICE_NAME,
             redis_url=settings.REDIS_URL,
             channel_prefix=settings.REDIS_CHANNEL_PREFIX,
+            history_limits=settings.history_limits,
             timeout_s=settings.REDIS_TIMEOUT,
             max_connections=MAX_COMMAND_CONNECTIONS,
             payload_type=Publication,
@@ -68,8 +69,8 @@ class ServiceProvider(Provider):
             yield client
 
     @provide
-    def redis_backplane(self, settings: Settings, client: RedisClient) -> RedisBackplane:
-        return RedisBackplane(client, timeout_s=settings.REDIS_TIMEOUT)
+    def redis_backplane(self, client: RedisClient) -> RedisBackplane:
+        return RedisBackplane(client)
 
     @provide
     def backplane(self, backplane: RedisBackplane) -> BackplaneProtocol:
@@ -108,8 +109,8 @@ class ServiceProvider(Provider):
         return JWTValidator(settings, service=settings.SERVICE_NAME)
 
     @provide
-    def listener(self, hub: ConnectionHub) -> MessageListenerProtocol:
-        return MessageListener(hub)
+    def listener(self, hub: ConnectionHub, backplane: BackplaneProtocol) -> MessageListenerProtocol:
+        return MessageListener(hub, backplane)
 
     @provide
     def session_limits(self, settings: Settings) -> SessionLimits:

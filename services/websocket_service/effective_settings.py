@@ -23,8 +23,8 @@ from pydantic_settings import (
 from services.websocket_service.config import Settings
 
 MASK = "********"
-_PASSWORD_IN_AUTHORITY = re.compile(r"(://[^:/?#]*:).*(@)", re.DOTALL)
-_PASSWORD_IN_QUERY = re.compile(r"([?&]password=)[^&#]*", re.IGNORECASE)
+_PASSWORD_IN_AUTHORITY = re.compile(r"(?<=://)[^:/?#]*:(.*)@", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"[?&]\w*password=([^&#]*)", re.IGNORECASE)
 _MAX_QUOTED_CHARS = 60
 # Where pydantic speaks of its parser.
 _EXPECTED = {
@@ -122,8 +122,16 @@ def require_usable(settings: Settings) -> list[str]:
 
 
 def masked_url(url: str) -> str:
-    """The URL without its password, however carelessly that was put in."""
-    return _PASSWORD_IN_QUERY.sub(rf"\1{MASK}", _PASSWORD_IN_AUTHORITY.sub(rf"\1{MASK}\2", url))
+    """The URL without its passwords, however carelessly they were put in."""
+    # Found in the URL as it is: an @ in the one kind would end the other too early.
+    found = [*_PASSWORD_IN_AUTHORITY.finditer(url), *_PASSWORD_IN_QUERY.finditer(url)]
+    shown = ""
+    shown_to = 0
+    for start, end in sorted(password.span(1) for password in found):
+        if start >= shown_to:
+            shown += url[shown_to:start] + MASK
+        shown_to = max(shown_to, end)
+    return shown + url[shown_to:]
 
 
 def inspect_settings() -> Inspection:

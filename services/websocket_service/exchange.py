@@ -22,6 +22,7 @@ from services.websocket_service.close_reasons import (
     CloseReason,
 )
 from services.websocket_service.connection import Connection
+from services.websocket_service.continuity import Opening
 from services.websocket_service.frames import Dialect, InvalidFrame
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.outbox import OutboundFrame
@@ -63,7 +64,11 @@ class Exchange:
         self._utc_now = utc_now
 
     async def run(
-        self, socket: SocketProtocol, connection: Connection, payloads: AsyncIterator[bytes]
+        self,
+        socket: SocketProtocol,
+        connection: Connection,
+        payloads: AsyncIterator[bytes],
+        opening: Opening,
     ) -> CloseReason:
         """Run the connection's tasks until one of them, or anybody else, gives a reason to end."""
         if connection.peer is not None:
@@ -73,17 +78,9 @@ class Exchange:
                 )
             )
         if connection.dialect is Dialect.V1:
-            self._offer(
-                connection,
-                frames.welcome(
-                    connection_id=connection.id,
-                    user_id=connection.user_id,
-                    heartbeat_ms=round(self._limits.heartbeat_s * 1000),
-                    token_expires_at=connection.expires_at,
-                ),
-            )
+            self._welcome(connection, opening)
         listening = asyncio.create_task(
-            self._listener.listen(connection, payloads), name=f"listen:{connection.id}"
+            self._listener.listen(connection, payloads, opening), name=f"listen:{connection.id}"
         )
         reading = asyncio.create_task(self._read(socket, connection), name=f"read:{connection.id}")
         writing = asyncio.create_task(
@@ -104,6 +101,21 @@ class Exchange:
         finally:
             await self._cancel(listening, reading, writing)
         return connection.closing.result()
+
+    def _welcome(self, connection: Connection, opening: Opening) -> None:
+        self._offer(
+            connection,
+            frames.welcome(
+                connection_id=connection.id,
+                user_id=connection.user_id,
+                heartbeat_ms=round(self._limits.heartbeat_s * 1000),
+                cursor=opening.cursor,
+                resumed=opening.resumed,
+                token_expires_at=connection.expires_at,
+            ),
+        )
+        if opening.resync is not None:
+            self._offer(connection, frames.resync(opening.resync, opening.cursor))
 
     async def _flush(self, connection: Connection, writing: asyncio.Task[CloseReason]) -> None:
         """Let what was already taken from Redis reach a client that is reading."""
@@ -129,7 +141,7 @@ class Exchange:
             else:
                 with self._forwarding(connection, frame.publication):
                     await socket.send(frame.text)
-                self._delivered(frame.publication)
+                self._delivered(frame.publication, replayed=frame.replayed)
             connection.writing_since = None
             connection.last_written_at = loop.time()
         return connection.closing.result()
@@ -154,10 +166,12 @@ class Exchange:
         ):
             yield
 
-    def _delivered(self, publication: Publication) -> None:
+    def _delivered(self, publication: Publication, *, replayed: bool) -> None:
         counts = self._hub.counts
         counts.deliveries += 1
         counts.delivered_bytes += len(publication)
+        if replayed:
+            return
         if publication.published_at is not None:
             # Two hosts' clocks may disagree; a negative time helps nobody.
             latency_s = max(0.0, self._utc_now().timestamp() - publication.published_at)

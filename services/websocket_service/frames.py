@@ -20,6 +20,14 @@ class Dialect(StrEnum):
     V1 = SUBPROTOCOL_V1
 
 
+class ResyncReason(StrEnum):
+    """Why it can't be proven that nothing is missing."""
+
+    HISTORY_TRIMMED = "history_trimmed"
+    HISTORY_LOST = "history_lost"
+    CURSOR_UNKNOWN = "cursor_unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Ping:
     """A client's `ping`; `nonce` is any JSON value."""
@@ -36,7 +44,13 @@ class InvalidFrame:
 
 
 def welcome(
-    *, connection_id: str, user_id: str, heartbeat_ms: int, token_expires_at: datetime
+    *,
+    connection_id: str,
+    user_id: str,
+    heartbeat_ms: int,
+    cursor: str | None,
+    resumed: bool | None,
+    token_expires_at: datetime,
 ) -> str:
     """The first frame of each connection."""
     return _frame(
@@ -44,10 +58,15 @@ def welcome(
         connection_id=connection_id,
         user_id=user_id,
         heartbeat_ms=heartbeat_ms,
-        cursor=None,
-        resumed=None,
+        cursor=cursor,
+        resumed=resumed,
         token_expires_at=token_expires_at.isoformat(),
     )
+
+
+def resync(reason: ResyncReason, cursor: str | None) -> str:
+    """Nobody can prove that nothing is missing: the application fetches its state anew."""
+    return _frame("resync", reason=reason.value, cursor=cursor)
 
 
 def heartbeat(at: datetime) -> str:

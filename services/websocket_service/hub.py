@@ -51,6 +51,9 @@ class HubStatistics:
     deliveries: int
     delivered_bytes: int
     undeliverable: int
+    resumes: MappingProxyType[str, int]
+    resyncs: MappingProxyType[str, int]
+    replayed: int
     latency: HistogramSnapshot
     duration: HistogramSnapshot
 
@@ -64,6 +67,9 @@ class _Counts:
     deliveries: int = 0
     delivered_bytes: int = 0
     undeliverable: int = 0
+    resumes: Counter[str] = field(default_factory=Counter)
+    resyncs: Counter[str] = field(default_factory=Counter)
+    replayed: int = 0
 
 
 class ConnectionHub:
@@ -196,6 +202,9 @@ class ConnectionHub:
             deliveries=counts.deliveries,
             delivered_bytes=counts.delivered_bytes,
             undeliverable=counts.undeliverable,
+            resumes=MappingProxyType(dict(counts.resumes)),
+            resyncs=MappingProxyType(dict(counts.resyncs)),
+            replayed=counts.replayed,
             latency=self.latency.snapshot(),
             duration=self.duration.snapshot(),
         )

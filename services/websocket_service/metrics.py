@@ -51,6 +51,11 @@ def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:
         "Payloads that a connection's dialect can't carry",
         hub.undeliverable,
     )
+    yield _counters("websocket_resumes", "Cursors given at a handshake", "result", hub.resumes)
+    yield _counters(
+        "websocket_resyncs", "Open connections told that some may be missing", "reason", hub.resyncs
+    )
+    yield _counter("websocket_replayed", "Notifications taken from the history", hub.replayed)
     yield _histogram(
         "websocket_publish_to_write_seconds",
         "From publication (its timestamp, else its arrival from Redis) to the socket write",
@@ -62,7 +67,19 @@ def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:
 
 
 def _subscription_metrics(hub: SubscriptionStatistics) -> Iterable[Metric]:
-    yield _gauge("websocket_redis_connected", "1 while Redis is heard", hub.connected)
+    yield _gauge("websocket_redis_connected", "1 while there is a connection", hub.connected)
+    yield _gauge("websocket_redis_hears", "1 while what is published is proven to come", hub.hears)
+    if hub.canary_age_s is not None:
+        yield _gauge(
+            "websocket_redis_canary_age_seconds",
+            "Since the last proof: a payload published for the purpose and heard",
+            hub.canary_age_s,
+        )
+    yield _counter(
+        "websocket_redis_deaf",
+        "Subscription connections replaced because they answered but heard nothing",
+        hub.times_deaf,
+    )
     yield _gauge("websocket_subscribed_channels", "Channels wanted from Redis", hub.channels)
     yield _gauge("websocket_subscriptions", "Connections that want them", hub.subscriptions)
     yield _counter("websocket_redis_messages", "Payloads received from Redis", hub.messages)

@@ -6,8 +6,11 @@ from typing import Protocol
 from uuid import UUID
 
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
+from huleedu_service_libs.history_pages import HistoryPage, Unproven
+from huleedu_service_libs.notification_ids import NotificationId
 from services.websocket_service.close_reasons import CloseReason
 from services.websocket_service.connection import Connection
+from services.websocket_service.continuity import Opening
 
 
 class JWTValidatorProtocol(Protocol):
@@ -23,14 +26,22 @@ class BackplaneUnavailableError(Exception):
 
 
 class BackplaneProtocol(Protocol):
-    """Where published notifications come from."""
+    """Where published notifications come from. All raise BackplaneUnavailableError."""
 
     def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Entered once a publish reaches the iterator; raises BackplaneUnavailableError."""
+        """Entered once a publish reaches the iterator; a `Gap` stands where some may be missing."""
         ...
 
     def get_user_channel(self, user_id: str) -> str:
         """The channel of one user."""
+        ...
+
+    async def newest(self, user_id: str) -> NotificationId:
+        """The id of the user's newest durable notification, else the user's origin."""
+        ...
+
+    async def after(self, user_id: str, cursor: NotificationId) -> HistoryPage | Unproven:
+        """A page of what followed the cursor in the user's history."""
         ...
 
 
@@ -39,7 +50,7 @@ class BackplaneHealthProtocol(Protocol):
 
     @property
     def hears(self) -> bool:
-        """True where the subscription connection has heard of Redis within the last seconds."""
+        """True where what is published now would come, as was proven within the last seconds."""
         ...
 
     async def ping(self) -> None:
@@ -50,8 +61,10 @@ class BackplaneHealthProtocol(Protocol):
 class MessageListenerProtocol(Protocol):
     """Brings a user's publications to one connection."""
 
-    async def listen(self, connection: Connection, payloads: AsyncIterator[bytes]) -> CloseReason:
-        """Offer each payload to the connection's outbox; returns why it had to stop."""
+    async def listen(
+        self, connection: Connection, payloads: AsyncIterator[bytes], opening: Opening
+    ) -> CloseReason:
+        """Offer what the client has missed, then each payload; returns why it had to stop."""
         ...
 
 

@@ -1,13 +1,25 @@
 """What was published, decoded at most once however many connections it goes to."""
 
 import json
+import re
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from huleedu_service_libs.notification_ids import NotificationId
+from huleedu_service_libs.notifications import MAX_KEY_BYTES
 from huleedu_service_libs.payload import Payload
+from services.websocket_service.continuity import Link
 
 _TYPE = '{"type":"notification"'
+# As the library writes it, to the byte: what merely has fields of these names is a raw payload.
+_ID = rb"(?:0|[1-9][0-9]{0,14})-(?:0|[1-9][0-9]{0,18})"
+# A byte takes at most six in JSON. Without a bound, 16 MB that look like a key would take 3 GB.
+_HEAD = re.compile(
+    rb'\{(?:"id":"(?P<id>%b)","prev":(?:null|"(?P<prev>%b)"),)?'
+    rb'(?:"collapse_key":"(?P<collapse_key>(?:[^"\\]|\\.){1,%d})",)?'
+    % (_ID, _ID, 6 * MAX_KEY_BYTES)
+)
 
 
 class Publication(Payload):
@@ -33,6 +45,25 @@ class Publication(Payload):
         if not fields:
             return _TYPE + "}"
         return f"{_TYPE},{self.text.lstrip()[1:]}"
+
+    @cached_property
+    def link(self) -> Link | None:
+        """The place in its user's chain; None for what is not durable."""
+        id_ = self._head["id"]
+        if id_ is None:
+            return None
+        prev = self._head["prev"]
+        return Link(NotificationId(id_.decode()), NotificationId(prev.decode()) if prev else None)
+
+    @cached_property
+    def collapse_key(self) -> bytes | None:
+        """As it is written in JSON; a newer publication with the same key replaces this one."""
+        return self._head["collapse_key"]
+
+    @cached_property
+    def _head(self) -> dict[str, bytes | None]:
+        head = _HEAD.match(self)
+        return head.groupdict() if head else {"id": None, "prev": None, "collapse_key": None}
 
     @cached_property
     def trace_context(self) -> dict[str, Any] | None:

@@ -1,15 +1,16 @@
 """The life of a WebSocket, from the upgrade to the one reason for its end.
 
-Upgrade, origin, credential, admission, subscription (acknowledged by Redis), then the answer to
-the upgrade: a client that sees the connection open misses nothing that is published from then
-on. What was acquired is released in reverse order before the close frame is written, so that a
-peer which takes its time holds nothing but its own socket.
+Upgrade, origin, credential, admission, subscription (acknowledged by Redis), the place in the
+user's history, then the answer to the upgrade: a client that sees the connection open misses
+nothing that is published from then on. What was acquired is released in reverse order before the
+close frame is written, so that a peer which takes its time holds nothing but its own socket.
 """
 
 import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator
+from uuid import UUID
 
 import structlog
 from opentelemetry.trace import Span, Tracer
@@ -39,6 +40,7 @@ from services.websocket_service.close_reasons import (
     reason_text,
 )
 from services.websocket_service.connection import Connection, UserId
+from services.websocket_service.continuity import Opening
 from services.websocket_service.exchange import Exchange, SessionLimits
 from services.websocket_service.frames import Dialect
 from services.websocket_service.hub import ConnectionHub
@@ -49,6 +51,7 @@ from services.websocket_service.protocols import (
     JWTValidatorProtocol,
     SocketProtocol,
 )
+from services.websocket_service.resumption import open_history
 from services.websocket_service.upgrade import Upgrade
 
 logger = create_service_logger(__name__)
@@ -132,9 +135,10 @@ class SessionServer:
             connection.peer = upgrade.peer
             span.set_attribute("websocket.connection_id", connection.id)
             async with self._subscription(connection) as payloads:
+                opening = await self._history(connection, upgrade)
                 await socket.accept(upgrade.subprotocol)
                 with self._opened(connection):
-                    return await self._exchange.run(socket, connection, payloads)
+                    return await self._exchange.run(socket, connection, payloads, opening)
 
     def _authenticate(self, upgrade: Upgrade) -> JWTClaims:
         tokens = upgrade.credentials.tokens
@@ -172,18 +176,28 @@ class SessionServer:
     async def _subscription(self, connection: Connection) -> AsyncIterator[AsyncIterator[bytes]]:
         channel = self._backplane.get_user_channel(connection.user_id)
         async with contextlib.AsyncExitStack() as stack:
-            try:
+            with self._backplane_needed("subscribe", connection.correlation_id):
                 payloads = await stack.enter_async_context(self._backplane.subscribe(channel))
-            except BackplaneUnavailableError as error:
-                logger.error("subscription failed", cause=str(error))  # noqa: TRY400 - no defect
-                raise_connection_error(
-                    self._service,
-                    "subscribe",
-                    "redis",
-                    "Notifications are unavailable",
-                    connection.correlation_id,
-                )
             yield payloads
+
+    async def _history(self, connection: Connection, upgrade: Upgrade) -> Opening:
+        # Once subscribed: what is published from now on waits there.
+        cursor = upgrade.cursor if connection.dialect is Dialect.V1 else None
+        with self._backplane_needed("read_history", connection.correlation_id):
+            opening = await open_history(self._backplane, connection.user_id, cursor)
+        if opening.resumed is not None:
+            self._hub.counts.resumes["resumed" if opening.resync is None else opening.resync] += 1
+        return opening
+
+    @contextlib.contextmanager
+    def _backplane_needed(self, operation: str, correlation_id: UUID) -> Iterator[None]:
+        try:
+            yield
+        except BackplaneUnavailableError as error:
+            logger.error("backplane unavailable", operation=operation, cause=str(error))  # noqa: TRY400 - no defect
+            raise_connection_error(
+                self._service, operation, "redis", "Notifications are unavailable", correlation_id
+            )
 
     @contextlib.contextmanager
     def _opened(self, connection: Connection) -> Iterator[None]:

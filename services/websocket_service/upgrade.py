@@ -20,6 +20,8 @@ class Upgrade:
     """None where the client is no browser."""
     peer: PeerProtocol | None
     """None under a server that does not tell."""
+    cursor: str | None = None
+    """As the client gave it: the id of the last notification that it has handled."""
 
     @property
     def dialect(self) -> Dialect:

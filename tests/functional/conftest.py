@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from redis.asyncio import Redis
 
+from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from tests.service_process import ServiceProcess
 
@@ -20,6 +21,13 @@ async def redis_server() -> AsyncIterator[RedisServer]:
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A plain client: what any publisher could use."""
     async with Redis(port=redis_server.port) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def publisher(redis_server: RedisServer) -> AsyncIterator[RedisClient]:
+    """What a backend service publishes with."""
+    async with RedisClient(client_id="result_service", redis_url=redis_server.url) as client:
         yield client
 
 

@@ -13,13 +13,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import format_trace_id
 from redis.asyncio import Redis
 
 from common_core.events.envelope import EventEnvelope
+from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.closes import closed
 from tests.functional.raw_websocket import raw_websocket
 from tests.functional.tokens import WAYS, by_subprotocol_in_v1
+from tests.functional.v1_tab import publish, v1_tab
 from tests.service_process import ServiceProcess, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -148,6 +152,25 @@ async def test_forwarding_continues_the_publishers_trace(
     assert span.parent_span_id.hex() == PARENT_ID
     assert span.kind == Span.SPAN_KIND_CONSUMER
     assert span.end_time_unix_nano >= span.start_time_unix_nano > 0
+
+
+async def test_replay_continues_the_publishers_trace(
+    traced: tuple[ServiceProcess, Collector], publisher: RedisClient
+) -> None:
+    """A notification that was missed shows in its publisher's trace once it is delivered."""
+    service, collector = traced
+    cursor, *_ = await publish(publisher, "teacher-1", [0])
+    with TracerProvider(shutdown_on_exit=False).get_tracer("t").start_as_current_span("e") as span:
+        await publish(publisher, "teacher-1", [1])
+    context = span.get_span_context()
+    async with v1_tab(service, "teacher-1", cursor) as tab:
+        (frame,) = await tab.notifications(1)
+    assert frame["metadata"]["traceparent"].split("-")[1] == format_trace_id(context.trace_id)
+    (delivery,) = await collector.wait_for(
+        lambda span: span.trace_id == context.trace_id.to_bytes(16)
+    )
+    assert delivery.name == FORWARDING
+    assert delivery.parent_span_id == context.span_id.to_bytes(8)
 
 
 @pytest.mark.parametrize(

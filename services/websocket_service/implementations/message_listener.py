@@ -1,54 +1,210 @@
 """The task that brings a user's publications to one connection."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeVar
 
 from redis.exceptions import RedisError
 
+from huleedu_service_libs.history_pages import HistoryPage, Unproven
 from huleedu_service_libs.logging_utils import create_service_logger
-from huleedu_service_libs.redis_subscriptions import SubscriptionOverflowError
+from huleedu_service_libs.notification_ids import NotificationId, is_origin
+from huleedu_service_libs.payload import Gap
+from huleedu_service_libs.subscription import SubscriptionOverflowError
+from services.websocket_service import frames
 from services.websocket_service.close_reasons import SLOW_CONSUMER, TRY_LATER, CloseReason
 from services.websocket_service.connection import Connection
-from services.websocket_service.frames import Dialect
+from services.websocket_service.continuity import Continuity, Link, Opening, Verdict
+from services.websocket_service.frames import Dialect, ResyncReason
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.outbox import OutboundFrame
+from services.websocket_service.protocols import BackplaneProtocol, BackplaneUnavailableError
 from services.websocket_service.publication import Publication
 
 logger = create_service_logger(__name__)
 
+T = TypeVar("T")
+
+# A history that can't be read for so long ends the connection: its client can resume elsewhere.
+HISTORY_PATIENCE_S: Final = 10.0
+FIRST_RETRY_DELAY_S: Final = 0.05
+MAX_RETRY_DELAY_S: Final = 1.0
+
+MISSED: Final = TRY_LATER.with_message("Notifications were missed")
+
 
 class MessageListener:
-    """Takes from a subscription and offers to an outbox, in order, without waiting for writes."""
+    """Takes from a subscription and offers to an outbox, in order, without waiting for writes.
 
-    def __init__(self, hub: ConnectionHub) -> None:
+    Only a replay waits: for the client to have read one page before the next is fetched.
+    """
+
+    def __init__(
+        self,
+        hub: ConnectionHub,
+        backplane: BackplaneProtocol,
+        *,
+        history_patience_s: float = HISTORY_PATIENCE_S,
+    ) -> None:
         self._hub = hub
+        self._backplane = backplane
+        self._history_patience_s = history_patience_s
 
-    async def listen(self, connection: Connection, payloads: AsyncIterator[bytes]) -> CloseReason:
+    async def listen(
+        self, connection: Connection, payloads: AsyncIterator[bytes], opening: Opening
+    ) -> CloseReason:
+        feed = _Feed(
+            self._hub,
+            self._backplane,
+            connection,
+            Continuity(opening.position),
+            history_patience_s=self._history_patience_s,
+        )
         try:
+            if opening.missed is not None:
+                await feed.replay(opening.missed)
             async for payload in payloads:
-                publication = _publication(payload)
-                text = (
-                    publication.text
-                    if connection.dialect is Dialect.PLAIN
-                    else publication.notification
-                )
-                if text is None:
-                    self._hub.counts.undeliverable += 1
-                    logger.warning(
-                        "payload undeliverable",
-                        dialect=connection.dialect.value,
-                        payload_bytes=len(publication),
-                    )
-                elif not connection.outbox.offer(
-                    OutboundFrame(text, len(publication), publication)
-                ):
-                    return SLOW_CONSUMER
+                await feed.take(payload)
+        except _EndedError as ended:
+            return ended.reason
         except SubscriptionOverflowError:
             return SLOW_CONSUMER
         except RedisError:
             return TRY_LATER
         # The backplane was closed in good order, which only a shutdown does.
         return TRY_LATER
+
+
+class _EndedError(Exception):
+    """The connection has to be closed."""
+
+    def __init__(self, reason: CloseReason) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+class _Feed:
+    """One connection's way from the backplane to its outbox. Raises `_EndedError`."""
+
+    def __init__(
+        self,
+        hub: ConnectionHub,
+        backplane: BackplaneProtocol,
+        connection: Connection,
+        continuity: Continuity,
+        *,
+        history_patience_s: float,
+    ) -> None:
+        self._counts = hub.counts
+        self._backplane = backplane
+        self._connection = connection
+        self._continuity = continuity
+        self._history_patience_s = history_patience_s
+
+    async def take(self, payload: bytes) -> None:
+        """Hand on a live payload, and before it whatever is missing."""
+        if isinstance(payload, Gap):
+            await self._catch_up()
+            return
+        publication = _publication(payload)
+        link = publication.link
+        verdict = Verdict.NEXT if link is None else self._continuity.judge(link)
+        if verdict is Verdict.NEXT:
+            self._offer(publication)
+        elif verdict is Verdict.GAP and link is not None:
+            await self._fill(link)
+
+    async def replay(self, page: HistoryPage) -> bool:
+        """Hand on this page and all that follow; False where that can't be proven any more."""
+        while True:
+            self._continuity.read(page)
+            for entry in page.entries:
+                publication = _publication(entry.payload)
+                if not self._is_offered(publication, replayed=True):
+                    # A page may be larger than the outbox.
+                    await self._connection.outbox.emptied()
+                    self._offer(publication, replayed=True)
+            self._counts.replayed += len(page.entries)
+            if page.complete:
+                return True
+            await self._connection.outbox.emptied()
+            found = await self._after()
+            if not isinstance(found, HistoryPage):
+                await self._lost(found)
+                return False
+            page = found
+
+    async def _catch_up(self) -> bool:
+        found = await self._after()
+        if isinstance(found, HistoryPage):
+            return await self.replay(found)
+        await self._lost(found)
+        return False
+
+    async def _fill(self, link: Link) -> None:
+        """Hand on, out of the history, what lies before a live notification, and itself."""
+        if await self._catch_up() and not self._continuity.accounts_for(link):
+            self._resync(ResyncReason.HISTORY_LOST, await self._newest())
+
+    async def _lost(self, found: Unproven) -> None:
+        self._resync(ResyncReason(found.loss.value), found.newest or await self._newest())
+
+    def _resync(self, reason: ResyncReason, newest: NotificationId) -> None:
+        never_any = is_origin(self._continuity.position) and is_origin(newest)
+        self._continuity.restart(newest)
+        if never_any and self._connection.dialect is Dialect.PLAIN:
+            # Nobody publishes durably to this user, as far as can be told.
+            return
+        self._counts.resyncs[reason] += 1
+        logger.warning(
+            "notifications may be missing", connection_id=self._connection.id, reason=reason.value
+        )
+        if self._connection.dialect is Dialect.PLAIN:
+            # No frame could say it, but a close can: whoever comes back fetches its state.
+            raise _EndedError(MISSED)
+        text = frames.resync(reason, None if is_origin(newest) else newest)
+        if not self._connection.outbox.offer(OutboundFrame(text, len(text))):
+            raise _EndedError(SLOW_CONSUMER)
+
+    def _offer(self, publication: Publication, *, replayed: bool = False) -> None:
+        if not self._is_offered(publication, replayed=replayed):
+            raise _EndedError(SLOW_CONSUMER)
+
+    def _is_offered(self, publication: Publication, *, replayed: bool) -> bool:
+        dialect = self._connection.dialect
+        text = publication.text if dialect is Dialect.PLAIN else publication.notification
+        if text is None:
+            self._counts.undeliverable += 1
+            logger.warning(
+                "payload undeliverable", dialect=dialect.value, payload_bytes=len(publication)
+            )
+            return True
+        return self._connection.outbox.offer(
+            OutboundFrame(text, len(publication), publication, replayed)
+        )
+
+    async def _after(self) -> HistoryPage | Unproven:
+        user_id, position = self._connection.user_id, self._continuity.position
+        return await self._patiently(lambda: self._backplane.after(user_id, position))
+
+    async def _newest(self) -> NotificationId:
+        return await self._patiently(lambda: self._backplane.newest(self._connection.user_id))
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a read until Redis answers: what comes live must wait for what lies before it."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._history_patience_s
+        delay_s = FIRST_RETRY_DELAY_S
+        while True:
+            try:
+                return await read()
+            except BackplaneUnavailableError as error:
+                if loop.time() >= ends_at:
+                    logger.error("history unreadable", cause=str(error))  # noqa: TRY400 - no defect
+                    raise _EndedError(TRY_LATER) from error
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 2, MAX_RETRY_DELAY_S)
 
 
 def _publication(payload: bytes) -> Publication:

@@ -41,13 +41,14 @@ async def readyz(
     backplane: FromDishka[BackplaneHealthProtocol],
 ) -> tuple[dict[str, Any], int]:
     """Whether to send connections here, with a word on each thing that it rests on."""
+    hears = backplane.hears
     checks = {
-        "redis": "ok" if backplane.hears else "not heard within the last seconds",
+        "redis": "ok" if hears else "not heard within the last seconds",
         "draining": "yes" if hub.draining else "no",
         "capacity": "full" if hub.full else "ok",
         "token_key": settings.token_key_problem or "ok",
     }
-    ready = backplane.hears and not hub.draining and not hub.full and not settings.token_key_problem
+    ready = hears and not hub.draining and not hub.full and not settings.token_key_problem
     return {
         "service": settings.SERVICE_NAME,
         "status": "ready" if ready else "not_ready",

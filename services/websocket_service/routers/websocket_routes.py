@@ -57,6 +57,8 @@ async def notifications(sessions: FromDishka[SessionServer]) -> None:
         # Several are no origin that could be listed.
         origin=", ".join(origins) if origins else None,
         peer=(scope.get("extensions") or {}).get(PEER_EXTENSION),
+        # Empty where a client writes it without having one.
+        cursor=socket.args.get("cursor") or None,
     )
     await sessions.serve(QuartSocket(socket), upgrade)
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from secrets import randbits
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,6 +25,9 @@ from huleedu_service_libs.error_handling import (
     raise_authentication_error,
     raise_configuration_error,
 )
+from huleedu_service_libs.history_pages import HistoryPage, KeptNotification, Loss, Unproven
+from huleedu_service_libs.notification_ids import NotificationId, offset_of
+from huleedu_service_libs.payload import Gap
 from services.websocket_service.credentials import Credentials
 from services.websocket_service.exchange import Exchange, SessionLimits
 from services.websocket_service.frames import SUBPROTOCOL_V1
@@ -55,6 +59,12 @@ LIMITS = SessionLimits(
     close_timeout_s=GIVE_UP_AFTER_S,
     retry_after_s=2,
 )
+
+
+async def turns(count: int = 20) -> None:
+    """Let everything that is ready run; nothing in these tests takes more turns than that."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 class FakePeer:
@@ -126,6 +136,12 @@ class MemoryClient:
         frame: dict[str, Any] = json.loads(await self.text())
         return frame
 
+    async def ids(self, count: int) -> list[str]:
+        """Those of the next frames, which must be notifications in either dialect."""
+        frames = [await self.frame() for _ in range(count)]
+        assert {frame.get("type", "notification") for frame in frames} <= {"notification"}, frames
+        return [frame["id"] for frame in frames]
+
     async def closed(self) -> CloseFrame:
         """The close frame, which must be what comes next, and then the end of the session."""
         async with asyncio.timeout(GIVE_UP_AFTER_S):
@@ -192,11 +208,80 @@ class MemorySocket:
             raise RuntimeError("nothing may follow the close frame")
 
 
+class MemoryHistory:
+    """A twin of one user's history in Redis."""
+
+    def __init__(self) -> None:
+        self.last: NotificationId | None = None
+        self._origin: NotificationId | None = None
+        self.entries: list[KeptNotification] = []
+        self.expired: set[NotificationId] = set()
+
+    def append(self, fields: dict[str, Any]) -> KeptNotification:
+        """The entry for a published object, as the library's script would make it."""
+        last = self.last
+        offset = offset_of(last) + 1 if last else 1
+        prev = last if offset > 1 else None
+        id_ = NotificationId(f"{offset}-{randbits(62)}")
+        payload = json.dumps({"id": id_, "prev": prev, **fields}, separators=(",", ":"))
+        entry = KeptNotification(id_, payload.encode())
+        if offset == 1:
+            self._origin = last
+        self.entries.append(entry)
+        self.last = id_
+        return entry
+
+    @property
+    def _before_oldest(self) -> NotificationId | None:
+        link = Publication(self.entries[0].payload).link
+        return (link.prev if link is not None else None) or self._origin
+
+    def newest(self) -> NotificationId:
+        self.last = self.last or NotificationId(f"0-{randbits(62)}")
+        return self.last
+
+    def after(self, cursor: NotificationId, page_entries: int) -> HistoryPage | Unproven:
+        if cursor == self.last:
+            return HistoryPage(cursor, cursor, complete=True, entries=())
+        ids = [entry.id for entry in self.entries]
+        if self.last is not None and cursor in ids:
+            rest = self.entries[ids.index(cursor) + 1 :]
+        elif self.last is not None and ids and cursor == self._before_oldest:
+            rest = self.entries
+        elif self.last is None:
+            return Unproven(Loss.LOST, None)
+        else:
+            oldest = ids[0] if ids else self.last
+            is_older = offset_of(cursor) < offset_of(oldest)
+            return Unproven(Loss.TRIMMED if is_older else Loss.LOST, self.last)
+        newest_of_key = {Publication(entry.payload).collapse_key: entry.id for entry in rest}
+
+        def is_replayed(entry: KeptNotification) -> bool:
+            key = Publication(entry.payload).collapse_key
+            is_newest = key is None or newest_of_key[key] == entry.id
+            return is_newest and entry.id not in self.expired
+
+        page = rest[:page_entries]
+        return HistoryPage(
+            self.last,
+            page[-1].id,
+            complete=len(page) == len(rest),
+            entries=tuple(filter(is_replayed, page)),
+        )
+
+
 class MemoryBackplane:
     """A twin of Redis: who is subscribed when a payload is published gets it."""
 
     def __init__(self) -> None:
         self._channels: defaultdict[str, set[asyncio.Queue[bytes | Exception]]] = defaultdict(set)
+        self.histories: defaultdict[str, MemoryHistory] = defaultdict(MemoryHistory)
+        self.page_entries = 2
+        self.reads = 0
+        self.readable = True
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.refused = asyncio.Event()
         self.acknowledges = asyncio.Event()
         self.acknowledges.set()
         self.available = True
@@ -230,6 +315,42 @@ class MemoryBackplane:
         published = Publication(payload)
         published.received_at = asyncio.get_running_loop().time()
         return self._put(self._channels[self.get_user_channel(user_id)], published)
+
+    async def newest(self, user_id: str) -> NotificationId:
+        await self._read()
+        return self.histories[user_id].newest()
+
+    async def after(self, user_id: str, cursor: NotificationId) -> HistoryPage | Unproven:
+        await self._read()
+        return self.histories[user_id].after(cursor, self.page_entries)
+
+    async def _read(self) -> None:
+        self.reads += 1
+        await asyncio.sleep(0)
+        await self.answers.wait()
+        if not self.readable:
+            self.refused.set()
+            raise BackplaneUnavailableError("no answer from 10.0.0.7:6379")
+
+    def notify(
+        self,
+        user_id: str,
+        *,
+        delivered: bool = True,
+        collapse_key: str | None = None,
+        **fields: Any,
+    ) -> NotificationId:
+        """Publish durably; without `delivered` the live copy is lost on its way."""
+        collapse = {} if collapse_key is None else {"collapse_key": collapse_key}
+        entry = self.histories[user_id].append({**collapse, "event": "e", "data": {}, **fields})
+        if delivered:
+            self.publish(user_id, entry.payload)
+        return entry.id
+
+    def reconnect(self) -> None:
+        """What a subscriber notices when Redis was lost and is heard again."""
+        for queues in self._channels.values():
+            self._put(queues, Gap())
 
     def publish_bytes(self, user_id: str, payload: bytes) -> int:
         """The same from a backplane that knows nothing of publications."""
@@ -296,6 +417,7 @@ class Service:
     issuer: FakeIssuer = field(default_factory=FakeIssuer)
     backplane: MemoryBackplane = field(default_factory=MemoryBackplane)
     listener: MessageListenerProtocol | None = None
+    history_patience_s: float = GIVE_UP_AFTER_S
     spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
 
     def __post_init__(self) -> None:
@@ -307,7 +429,10 @@ class Service:
             service="websocket_service",
             limits=self.limits,
             hub=self.hub,
-            listener=self.listener or MessageListener(self.hub),
+            listener=self.listener
+            or MessageListener(
+                self.hub, self.backplane, history_patience_s=self.history_patience_s
+            ),
             tracer=tracer,
             utc_now=lambda: datetime.now(UTC),
         )
@@ -330,6 +455,7 @@ class Service:
         origin: str | None = None,
         correlation_id: UUID | None = None,
         peer_shown: bool = True,
+        cursor: str | None = None,
     ) -> MemoryClient:
         """Let the client ask for an upgrade; not every server shows the peer."""
         upgrade = Upgrade(
@@ -338,6 +464,7 @@ class Service:
             requested_subprotocols=[SUBPROTOCOL_V1] if v1 else [],
             origin=origin,
             peer=client.peer if peer_shown else None,
+            cursor=cursor,
         )
         client.session = asyncio.create_task(self.sessions.serve(client.socket, upgrade))
         return client
@@ -351,6 +478,20 @@ class Service:
         if v1 and client.reads.is_set():
             assert (await client.frame())["type"] == "welcome"
         return client
+
+    async def assert_live(self, user_id: str, *clients: MemoryClient) -> None:
+        """What is published now is the next that each gets."""
+        await turns()
+        live = self.backplane.notify(user_id, event="live")
+        for client in clients:
+            assert await client.ids(1) == [live]
+
+    async def leave(self, *clients: MemoryClient) -> None:
+        """Let the last clients close."""
+        for client in clients:
+            client.leave()
+            await client.ended()
+        self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
         """No connection, no subscription, and no task but the test's own."""

@@ -137,12 +137,20 @@ def test_refusal_does_not_quote() -> None:
 
 
 @given(user_id=st.text(min_size=1), offset_h=st.integers(-12, 12))
-def test_welcome(user_id: str, offset_h: int) -> None:
+@pytest.mark.parametrize(
+    ("cursor", "resumed"), [(None, None), ("7-1", None), ("7-1", True), (None, False)]
+)
+def test_welcome(user_id: str, offset_h: int, cursor: str | None, *, resumed: bool | None) -> None:
     """The first frame tells a client all that it needs to know about its connection."""
     expires_at = MOMENT.astimezone(timezone(timedelta(hours=offset_h)))
     frame = parsed(
         frames.welcome(
-            connection_id="c1", user_id=user_id, heartbeat_ms=30_000, token_expires_at=expires_at
+            connection_id="c1",
+            user_id=user_id,
+            heartbeat_ms=30_000,
+            cursor=cursor,
+            resumed=resumed,
+            token_expires_at=expires_at,
         )
     )
     assert datetime.fromisoformat(frame.pop("token_expires_at")) == MOMENT
@@ -151,8 +159,19 @@ def test_welcome(user_id: str, offset_h: int) -> None:
         "connection_id": "c1",
         "user_id": user_id,
         "heartbeat_ms": 30_000,
-        "cursor": None,
-        "resumed": None,
+        "cursor": cursor,
+        "resumed": resumed,
+    }
+
+
+@pytest.mark.parametrize("reason", frames.ResyncReason)
+@pytest.mark.parametrize("cursor", [None, "7-1"])
+def test_resync(reason: frames.ResyncReason, cursor: str | None) -> None:
+    """A resync says why nobody can tell what is missing, and from where on all will be told."""
+    assert parsed(frames.resync(reason, cursor)) == {
+        "type": "resync",
+        "reason": reason.value,
+        "cursor": cursor,
     }
 
 

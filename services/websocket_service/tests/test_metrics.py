@@ -10,13 +10,16 @@ from services.websocket_service.tests.fakes import MemoryClient, Service
 
 SUBSCRIPTIONS = SubscriptionStatistics(
     connected=True,
+    hears=True,
     channels=2,
     subscriptions=3,
     messages=40,
     bytes=500,
     overflows=6,
     connections_opened=7,
+    times_deaf=8,
     silent_for_s=0.8,
+    canary_age_s=0.9,
 )
 
 
@@ -92,10 +95,47 @@ async def test_what_a_dialect_cannot_carry_is_counted() -> None:
     await client.ended()
 
 
+async def test_what_became_of_cursors_and_losses() -> None:
+    """Resumes are counted by result, losses on open connections by reason, replays one by one."""
+    service = Service()
+    backplane = service.backplane
+    cursor = backplane.notify("teacher-1")
+    for _ in range(3):
+        backplane.notify("teacher-1")
+    for given in (cursor, "unknown", None):
+        client = service.begin(
+            MemoryClient(), service.issuer.token("teacher-1"), v1=True, cursor=given
+        )
+        assert (await client.frame())["type"] == "welcome"
+        if given == cursor:
+            for _ in range(3):
+                await client.text()
+        client.leave()
+        await client.ended()
+    client = await service.connect("teacher-1", v1=True)
+    backplane.histories.clear()
+    backplane.reconnect()
+    assert (await client.frame())["type"] == "resync"
+    client.leave()
+    await client.ended()
+
+    families = scrape(service)
+    assert value(families, "websocket_resumes_total", result="resumed") == 1
+    assert value(families, "websocket_resumes_total", result="cursor_unknown") == 1
+    assert value(families, "websocket_resyncs_total", reason="history_lost") == 1
+    assert value(families, "websocket_replayed_total") == 3
+    assert value(families, "websocket_deliveries_total") == 3
+    # Replayed ones are as old as their client was long away.
+    assert value(families, "websocket_publish_to_write_seconds_count") == 0
+
+
 async def test_redis_side() -> None:
     """The connection to Redis is shown with what it has brought."""
     families = scrape(Service())
     assert value(families, "websocket_redis_connected") == 1
+    assert value(families, "websocket_redis_hears") == 1
+    assert value(families, "websocket_redis_canary_age_seconds") == 0.9
+    assert value(families, "websocket_redis_deaf_total") == 8
     assert value(families, "websocket_subscribed_channels") == 2
     assert value(families, "websocket_subscriptions") == 3
     assert value(families, "websocket_redis_messages_total") == 40

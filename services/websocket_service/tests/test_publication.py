@@ -1,15 +1,20 @@
 """What becomes of a payload on its way to the two dialects."""
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from huleedu_service_libs.notification_ids import NotificationId
+from huleedu_service_libs.notifications import Notification
+from services.websocket_service.continuity import Link
 from services.websocket_service.publication import Publication
 
+HEAD = '{"id":"5-77","prev":"4-9223372036854775807",'
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 # Half a surrogate pair can be written in JSON, with an escape, and no UTF-8 can hold it.
@@ -188,3 +193,143 @@ def test_any_timestamp_has_an_outcome(timestamp: str) -> None:
     """A publisher's odd clock breaks no delivery."""
     published_at = Publication(json.dumps({"timestamp": timestamp}).encode()).published_at
     assert published_at is None or isinstance(published_at, float)
+
+
+def published(**options: Any) -> str:
+    """An object as the shared library writes it, without its opening brace."""
+    notification = Notification(user_id="a", event_type="e", data={"id": "no id"}, **options)
+    return notification.encode(service="test", max_bytes=65_536).decode().removeprefix("{")
+
+
+@pytest.mark.parametrize("collapse_key", [None, "progress"])
+@pytest.mark.parametrize(
+    ("head", "link"),
+    [
+        (HEAD, Link(NotificationId("5-77"), NotificationId("4-9223372036854775807"))),
+        ('{"id":"1-0","prev":null,', Link(NotificationId("1-0"), None)),
+        (
+            '{"id":"999999999999999-1","prev":"999999999999998-1",',
+            Link(NotificationId("999999999999999-1"), NotificationId("999999999999998-1")),
+        ),
+        ("{", None),
+    ],
+    ids=["durable", "first", "late", "not durable"],
+)
+def test_place_in_the_chain(head: str, link: Link | None, collapse_key: str | None) -> None:
+    """What the shared library publishes says where it belongs, if it is durable."""
+    publication = Publication((head + published(collapse_key=collapse_key)).encode())
+    assert publication.link == link
+    assert publication.collapse_key == (None if collapse_key is None else b"progress")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "{}",
+        "null",
+        "5-77",
+        '{"id":"5-77"}',
+        '{"id":"5-77","prev":null}',
+        '{"id": "5-77", "prev": null, "event": "e"}',
+        ' {"id":"5-77","prev":null,"event":"e"}',
+        '{"prev":null,"id":"5-77","event":"e"}',
+        '{"event":"e","id":"5-77","prev":null,"data":{}}',
+        '{"id":"5-77","data":{},"prev":null,"event":"e"}',
+        '{"ID":"5-77","PREV":null,"event":"e"}',
+        '{"\\u0069d":"5-77","prev":null,"event":"e"}',
+        '{"id":5,"prev":null,"event":"e"}',
+        '{"id":null,"prev":null,"event":"e"}',
+        '{"id":"5","prev":null,"event":"e"}',
+        '{"id":"05-77","prev":null,"event":"e"}',
+        '{"id":"-5-77","prev":null,"event":"e"}',
+        '{"id":"5-77 ","prev":null,"event":"e"}',
+        '{"id":"5-abc","prev":null,"event":"e"}',
+        '{"id":"5-77","prev":"","event":"e"}',
+        '{"id":"5-77","prev":"4","event":"e"}',
+        '{"id":"5-77","prev":false,"event":"e"}',
+        '{"id":"5-77","prev":"4-1" ,"event":"e"}',
+        '{"id":"1000000000000000-1","prev":null,"event":"e"}',
+        '{"id":"5-99999999999999999999","prev":null,"event":"e"}',
+        '{"id":"\u0665-\u0667","prev":null,"event":"e"}',
+        '[{"id":"5-77","prev":null,"event":"e"}]',
+        '{"data":{"id":"5-77","prev":null,"event":"e"}}',
+        '{"collapse_key":"k","id":"5-77","prev":null,"event":"e"}',
+    ],
+)
+def test_what_merely_has_an_id_is_raw(payload: str) -> None:
+    """A payload that is not written as the library writes it has no place in any chain."""
+    assert Publication(payload.encode()).link is None
+
+
+@pytest.mark.parametrize("head", [HEAD, "{"], ids=["durable", "not durable"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        '"collapse_key":"k"}',
+        '"collapse_key":"","event":"e"}',
+        '"collapse_key": "k","event":"e"}',
+        '"collapse_key":"k" ,"event":"e"}',
+        '"collapse_key":null,"event":"e"}',
+        '"collapse_key":1,"event":"e"}',
+        '"collapse_key":["k"],"event":"e"}',
+        '"Collapse_key":"k","event":"e"}',
+        '"collapse\\u005fkey":"k","event":"e"}',
+        '"event":"e","collapse_key":"k","data":{}}',
+        '"data":{"collapse_key":"k","event":"e"}}',
+        '"collapse_key":"k',
+        '"collapse_key":"k\\","event":"e"}',
+    ],
+)
+def test_what_merely_has_a_collapse_key_stays(head: str, rest: str) -> None:
+    """Only a key that is written as the library writes it makes a newer one replace an older."""
+    assert Publication((head + rest).encode()).collapse_key is None
+
+
+@settings(deadline=None)
+@given(keys=st.lists(st.text(min_size=1, max_size=40), min_size=2, max_size=2))
+@example(keys=["\\", '"'])
+@example(keys=['","event":"x', "\\u00e9"])
+@example(keys=["\u00e9", "e\u0301"])
+@example(keys=["\u2028\x00\x7f", "\U0001f990"])
+def test_any_key_is_told_from_any_other(keys: list[str]) -> None:
+    """Whatever characters two keys hold, they are the same one or they are not."""
+    found = []
+    for key in keys:
+        durable = Publication((HEAD + published(collapse_key=key)).encode())
+        transient = Publication(("{" + published(collapse_key=key, durable=False)).encode())
+        assert durable.collapse_key is not None
+        assert durable.collapse_key == transient.collapse_key
+        assert json.loads(b'"' + durable.collapse_key + b'"') == key
+        found.append(durable.collapse_key)
+    assert (found[0] == found[1]) == (keys[0] == keys[1])
+
+
+@settings(deadline=None)
+@given(payload=st.binary() | st.builds((HEAD.encode() + b"%b").__mod__, st.binary()))
+def test_any_bytes_have_a_place_or_none(payload: bytes) -> None:
+    """No payload breaks the look at its beginning."""
+    publication = Publication(payload)
+    assert publication.link is None or publication.link.id in payload.decode(errors="replace")
+    assert publication.collapse_key is None or publication.collapse_key in payload
+
+
+@pytest.mark.parametrize("key", ["\x01" * 256, "🦐" * 64, '"' * 256, "\\" * 256, "k" * 256])
+def test_longest_key(key: str) -> None:
+    """A key of the greatest length counts, however many bytes it takes in JSON."""
+    payload = (HEAD + published(collapse_key=key)).encode()
+    found = Publication(payload).collapse_key
+    assert found is not None
+    assert json.loads(b'"' + found + b'"') == key
+
+
+@pytest.mark.parametrize("unit", [b"x", rb"\\"])
+def test_large_payload_that_begins_like_a_key(unit: bytes) -> None:
+    """Of a large payload no more is looked at than a key can have, and it takes no memory."""
+    publication = Publication(b'{"collapse_key":"' + unit * 4_000_000)
+    tracemalloc.start()
+    try:
+        assert publication.collapse_key is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

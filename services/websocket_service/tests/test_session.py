@@ -12,9 +12,10 @@ import pytest
 from opentelemetry.trace import format_trace_id
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from huleedu_service_libs.redis_subscriptions import SubscriptionOverflowError
+from huleedu_service_libs.subscription import SubscriptionOverflowError
 from services.websocket_service.close_reasons import DRAINING, CloseReason
 from services.websocket_service.connection import Connection
+from services.websocket_service.continuity import Opening
 from services.websocket_service.frames import SUBPROTOCOL_V1, Dialect
 from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.tests.fakes import (
@@ -24,17 +25,12 @@ from services.websocket_service.tests.fakes import (
     MemoryClient,
     MemorySocket,
     Service,
+    turns,
 )
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 BOTH = pytest.mark.parametrize("v1", [False, True], ids=["plain", "v1"])
-
-
-async def turns(count: int = 20) -> None:
-    """Let everything that is ready run; nothing in these tests takes more turns than that."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def refusal(client: MemoryClient, *, v1: bool, correlation_id: UUID) -> CloseFrame:
@@ -372,8 +368,11 @@ class FailingListener:
     def __init__(self, failure: Exception) -> None:
         self._failure = failure
 
-    async def listen(self, connection: Connection, payloads: AsyncIterator[bytes]) -> CloseReason:
+    async def listen(
+        self, connection: Connection, payloads: AsyncIterator[bytes], opening: Opening
+    ) -> CloseReason:
         assert connection.user_id
+        assert opening.resumed is None
         async for _ in payloads:
             raise self._failure
         raise AssertionError

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from huleedu_service_libs.notification_ids import NotificationId
 from services.websocket_service.close_reasons import DRAINING
 from services.websocket_service.tests.fakes import LIMITS, MemoryClient, Service
 
@@ -20,6 +21,7 @@ class Life:
 
     service: Service
     client: MemoryClient
+    cursor: NotificationId | None = None
 
     def publish(self) -> None:
         self.service.backplane.publish("a", b'{"event":"a","data":{}}')
@@ -53,7 +55,33 @@ class Life:
     def read_again(self) -> None:
         self.client.reads.set()
 
+    def miss(self) -> None:
+        """Be away while five are published."""
+        ids = [self.service.backplane.notify("a") for _ in range(6)]
+        self.cursor = ids[0]
 
+    def notify(self) -> None:
+        self.service.backplane.notify("a")
+
+    def lose_some(self) -> None:
+        for _ in range(5):
+            self.service.backplane.notify("a", delivered=False)
+
+    def hear_redis_again(self) -> None:
+        self.service.backplane.reconnect()
+
+    def lose_history(self) -> None:
+        self.service.backplane.histories.clear()
+
+    def make_unreadable(self) -> None:
+        self.service.backplane.readable = False
+
+    def make_readable(self) -> None:
+        self.service.backplane.readable = True
+
+
+# Before the connection begins.
+BEFORE = -1
 Script = dict[int, Callable[[Life], None]]
 LIVES: dict[str, Script] = {
     "binary frame": {20: Life.publish, 30: Life.ping, 40: Life.binary},
@@ -73,6 +101,44 @@ LIVES: dict[str, Script] = {
         17: Life.flood,
         160: Life.read_again,
     },
+    "resume": {BEFORE: Life.miss, 5: Life.notify, 20: Life.notify, 60: Life.drain},
+    "resume of a slow client": {
+        BEFORE: Life.miss,
+        7: Life.stop_reading,
+        25: Life.hear_redis_again,
+        40: Life.read_again,
+        44: Life.stop_reading,
+        50: Life.drain,
+        60: Life.read_again,
+    },
+    "failed resume": {BEFORE: Life.miss, 0: Life.lose_history, 12: Life.notify, 60: Life.drain},
+    "history lost in a replay": {
+        BEFORE: Life.miss,
+        9: Life.lose_history,
+        40: Life.notify,
+        80: Life.drain,
+    },
+    "gap": {20: Life.lose_some, 21: Life.notify, 24: Life.hear_redis_again, 80: Life.drain},
+    "gap that can't be filled": {
+        20: Life.lose_some,
+        21: Life.lose_history,
+        22: Life.hear_redis_again,
+        26: Life.notify,
+        60: Life.drain,
+    },
+    "history unreadable at first": {BEFORE: Life.make_unreadable},
+    "history unreadable in a gap": {
+        20: Life.lose_some,
+        21: Life.make_unreadable,
+        22: Life.notify,
+        60: Life.drain,
+    },
+    "history unreadable in a replay": {
+        BEFORE: Life.miss,
+        10: Life.make_unreadable,
+        40: Life.make_readable,
+        60: Life.drain,
+    },
 }
 
 
@@ -80,8 +146,11 @@ async def live(script: Script, *, v1: bool, admitted: bool, give_up_in: int, aga
     """Live for so many turns, then be cancelled; True where the life had ended before."""
     service = Service(limits=replace(LIMITS, message_burst=1000))
     tokens = [service.issuer.token("a")] if admitted else []
-    client = service.begin(MemoryClient(), *tokens, v1=v1)
+    client = MemoryClient()
     life = Life(service, client)
+    if BEFORE in script:
+        script[BEFORE](life)
+    service.begin(client, *tokens, v1=v1, cursor=life.cursor)
     session = client.session
     assert session is not None
     for turn in range(give_up_in):

@@ -5,3 +5,7 @@ class Payload(bytes):
     """
 
     received_at: float
+
+
+class Gap(Payload):
+    """Stands between payloads where others may be missing: Redis was lost and is heard again."""

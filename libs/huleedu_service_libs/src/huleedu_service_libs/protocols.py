@@ -3,8 +3,12 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
+from uuid import UUID
 
 from redis.asyncio.client import Pipeline
+
+from huleedu_service_libs.notifications import Notification, NotificationReceipt
+from huleedu_service_libs.redis_scripts import Script, ScriptCall
 
 
 class RedisClientProtocol(Protocol):
@@ -50,8 +54,13 @@ class AtomicRedisClientProtocol(RedisClientProtocol, Protocol):
         """How many subscribers Redis handed the message to."""
         ...
 
-    def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Enter once Redis has acknowledged; iterate over payloads as they were published."""
+    def subscribe(
+        self, channel: str, *, mark_gaps: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Enter once Redis has acknowledged; iterate over payloads as they were published.
+
+        With `mark_gaps` a `payload.Gap` stands wherever payloads may be missing.
+        """
         ...
 
     def get_user_channel(self, user_id: str) -> str:
@@ -59,9 +68,50 @@ class AtomicRedisClientProtocol(RedisClientProtocol, Protocol):
         ...
 
     async def publish_user_notification(
-        self, user_id: str, event_type: str, data: Mapping[str, Any]
+        self,
+        user_id: str,
+        event_type: str,
+        data: Mapping[str, Any],
+        *,
+        durable: bool = True,
+        idempotency_key: str | None = None,
+        collapse_key: str | None = None,
+        expires_in_s: float | None = None,
+        correlation_id: str | UUID | None = None,
+        source_service: str | None = None,
     ) -> int:
-        """Publish `{"event", "data"}` to the user's channel; how many processes received it."""
+        """Publish to the user's channel; how many processes received it, 0 for a duplicate.
+
+        The parameters are those of `notifications.Notification`. Raises HuleEduError
+        (VALIDATION_ERROR) for what can't be published, before anything is sent.
+        """
+        ...
+
+    async def publish_notification(self, notification: Notification) -> NotificationReceipt:
+        """The same with all that is known of it afterwards."""
+        ...
+
+    async def publish_notifications(
+        self, notifications: Sequence[Notification]
+    ) -> list[NotificationReceipt]:
+        """Many in one round trip, in their order for each user."""
+        ...
+
+    async def publish_command(self) -> str:
+        """`PUBLISH`, or `SPUBLISH` where channels belong to shards: what a script has to use."""
+        ...
+
+    async def run_script(
+        self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | float]
+    ) -> Any:
+        """Run a script in one round trip, or two where Redis does not have it yet.
+
+        Texts in the reply are bytes.
+        """
+        ...
+
+    async def run_scripts(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Run many in one round trip, in order; an error stands in the place of its reply."""
         ...
 
     async def register_script(self, body: str) -> str:

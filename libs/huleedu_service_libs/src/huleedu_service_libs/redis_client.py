@@ -4,31 +4,32 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
-from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
-
+from huleedu_service_libs.notification_history import NotificationHistory
+from huleedu_service_libs.notification_settings import HistoryLimits
+from huleedu_service_libs.notifications import Notification, NotificationReceipt
 from huleedu_service_libs.payload import Payload
+from huleedu_service_libs.redis_address import RedisAddress
 from huleedu_service_libs.redis_channels import DEFAULT_CHANNEL_PREFIX
-from huleedu_service_libs.redis_commands import DEFAULT_TIMEOUT_S, NOT_STARTED, RedisCommands
-from huleedu_service_libs.redis_deadlines import DeadlineRedis
+from huleedu_service_libs.redis_commands import DEFAULT_TIMEOUT_S, NOT_STARTED
+from huleedu_service_libs.redis_connections import command_connections
 from huleedu_service_libs.redis_pubsub import RedisPubSub
-from huleedu_service_libs.redis_subscription_connection import parse_redis_url
+from huleedu_service_libs.redis_scripting import RedisScripting
+from huleedu_service_libs.redis_sentinel import SentinelSet
 from huleedu_service_libs.redis_subscriptions import SubscriptionHub, SubscriptionStatistics
 
 # Redis refuses a name with anything outside the printable ASCII characters.
 _NAME_CHARACTERS = range(ord("!"), ord("~") + 1)
 
 
-class RedisClient(RedisCommands):
+class RedisClient(RedisScripting):
     """Implements `AtomicRedisClientProtocol`; an async context manager, or `start()`/`stop()`.
 
     `start()` opens no connection, so that a service comes up while Redis is away; `ping()`
-    tells. Commands take a connection from a pool of at most `max_connections` and raise
-    redis-py's `TimeoutError` after `timeout_s` seconds without an answer. All subscribers
+    tells. Commands take a connection from a pool of at most `max_connections`, on a Cluster from
+    one for each node, and raise redis-py's `TimeoutError` after `timeout_s` seconds without an
+    answer. All subscribers
     share one further connection, which is replaced when it is lost or silent.
 
     Nothing that may have reached Redis is sent twice: a command whose connection breaks or
@@ -44,18 +45,23 @@ class RedisClient(RedisCommands):
         client_id: str,
         redis_url: str = "redis://redis:6379",
         channel_prefix: str = DEFAULT_CHANNEL_PREFIX,
+        history_limits: HistoryLimits | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_connections: int = 50,
         payload_type: type[Payload] = Payload,
     ) -> None:
+        super().__init__()
         self._client_name = "".join(c if ord(c) in _NAME_CHARACTERS else "-" for c in client_id)
-        self._redis_url = redis_url
-        self._address = parse_redis_url(redis_url)
+        self._address = RedisAddress.parse(redis_url)
         self._timeout_s = timeout_s
         self._max_connections = max_connections
         self._payload_type = payload_type
-        self._pubsub = RedisPubSub(self, client_id, channel_prefix=channel_prefix)
-        self._scripts: dict[str, str] = {}
+        self._pubsub = RedisPubSub(
+            self, client_id, channel_prefix=channel_prefix, limits=history_limits
+        )
+        self._history = NotificationHistory(
+            self, channel_prefix=channel_prefix, limits=history_limits
+        )
         self._resources: AsyncExitStack | None = None
         self._hub: SubscriptionHub | None = None
 
@@ -64,34 +70,28 @@ class RedisClient(RedisCommands):
         if self._resources is not None:
             return
         async with AsyncExitStack() as resources:
-            pool = BlockingConnectionPool(**self._pool_options())
-            self._redis = await resources.enter_async_context(DeadlineRedis(pool, self._timeout_s))
+            # Shared, so that commands and subscriptions do not long follow different masters.
+            sentinels = SentinelSet(self._address)
+            commands = command_connections(
+                self._address,
+                sentinels,
+                client_name=self._client_name,
+                timeout_s=self._timeout_s,
+                max_connections=self._max_connections,
+            )
+            self._redis = await resources.enter_async_context(commands)
             self._hub = await resources.enter_async_context(
                 SubscriptionHub(
-                    self._redis_url,
+                    self._address,
                     client_name=f"{self._client_name}:subscriptions",
+                    publish=commands.publish,
+                    spublish=commands.spublish,
+                    sentinels=sentinels,
                     timeout_s=self._timeout_s,
                     payload_type=self._payload_type,
                 )
             )
             self._resources = resources.pop_all()
-
-    def _pool_options(self) -> dict[str, Any]:
-        return {
-            **self._address,
-            "client_name": self._client_name,
-            "decode_responses": True,
-            "max_connections": self._max_connections,
-            "socket_connect_timeout": self._timeout_s,
-            "socket_timeout": None,
-            "timeout": None,
-            # With RESP3, redis-py 8 expects push messages on idle connections and therefore no
-            # longer looks whether one was closed: after a restart of Redis the first command
-            # of each pooled connection would fail.
-            "protocol": 2,
-            # A retry after a timeout or a lost connection can publish twice.
-            "retry": Retry(NoBackoff(), 0),
-        }
 
     async def stop(self) -> None:
         """Close every connection and end every subscription; a second call changes nothing."""
@@ -120,15 +120,19 @@ class RedisClient(RedisCommands):
 
     # Publish and subscribe
 
-    async def publish(self, channel: str, message: str | bytes) -> int:
-        return int(await self._commands.publish(channel, message))
-
-    def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._subscriptions.subscribe(channel)
+    def subscribe(
+        self, channel: str, *, mark_gaps: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._subscriptions.subscribe(channel, mark_gaps=mark_gaps)
 
     def open_subscriptions(self) -> None:
         """Open the subscription connection now rather than at the first `subscribe()`."""
         self._subscriptions.open()
+
+    @property
+    def hears(self) -> bool:
+        """Whether subscribers would hear now what is published now."""
+        return self._subscriptions.hears
 
     def subscription_statistics(self) -> SubscriptionStatistics:
         """What the shared subscription connection carries."""
@@ -138,35 +142,39 @@ class RedisClient(RedisCommands):
         return self._pubsub.get_user_channel(user_id)
 
     async def publish_user_notification(
-        self, user_id: str, event_type: str, data: Mapping[str, Any]
+        self,
+        user_id: str,
+        event_type: str,
+        data: Mapping[str, Any],
+        *,
+        durable: bool = True,
+        idempotency_key: str | None = None,
+        collapse_key: str | None = None,
+        expires_in_s: float | None = None,
+        correlation_id: str | UUID | None = None,
+        source_service: str | None = None,
     ) -> int:
-        return await self._pubsub.publish_user_notification(user_id, event_type, data)
+        return await self._pubsub.publish_user_notification(
+            user_id,
+            event_type,
+            data,
+            durable=durable,
+            idempotency_key=idempotency_key,
+            collapse_key=collapse_key,
+            expires_in_s=expires_in_s,
+            correlation_id=correlation_id,
+            source_service=source_service,
+        )
 
-    # Transactions and scripts
+    async def publish_notification(self, notification: Notification) -> NotificationReceipt:
+        return await self._pubsub.publish_notification(notification)
 
-    async def create_transaction_pipeline(self, *watch_keys: str) -> Pipeline:
-        pipeline = self._commands.pipeline(transaction=True)
-        if watch_keys:
-            try:
-                await pipeline.watch(*watch_keys)
-            except BaseException:
-                # The caller gets no pipeline to close, and it holds a pooled connection.
-                await pipeline.aclose()
-                raise
-        return pipeline
+    async def publish_notifications(
+        self, notifications: Sequence[Notification]
+    ) -> list[NotificationReceipt]:
+        return await self._pubsub.publish_notifications(notifications)
 
-    async def register_script(self, body: str) -> str:
-        sha = str(await self._commands.script_load(body))
-        self._scripts[sha] = body
-        return sha
-
-    async def execute_script(
-        self, sha: str, keys: Sequence[str], args: Sequence[str | bytes | float]
-    ) -> Any:
-        """Run a registered script in one round trip, or in two after Redis has restarted."""
-        try:
-            return await self._commands.evalsha(sha, len(keys), *keys, *args)
-        except NoScriptError:
-            if sha not in self._scripts:
-                raise
-            return await self._commands.eval(self._scripts[sha], len(keys), *keys, *args)
+    @property
+    def history(self) -> NotificationHistory:
+        """What was published durably, for readers."""
+        return self._history

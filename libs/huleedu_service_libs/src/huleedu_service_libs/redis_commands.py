@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from redis.asyncio import Redis
+from huleedu_service_libs.redis_cluster import ClusterRedis
+from huleedu_service_libs.redis_deadlines import DeadlineRedis
 
 NOT_STARTED = "the Redis client is not started: call start(), or enter it with `async with`"
 DEFAULT_TIMEOUT_S = 5.0
@@ -18,11 +19,11 @@ class RedisCommands:
     here pins down which it is with `decode_responses=True`.
     """
 
-    _redis: Redis | None = None
+    _redis: DeadlineRedis | ClusterRedis | None = None
     _timeout_s: float = DEFAULT_TIMEOUT_S
 
     @property
-    def _commands(self) -> Redis:
+    def _commands(self) -> DeadlineRedis | ClusterRedis:
         if self._redis is None:
             raise RuntimeError(NOT_STARTED)
         return self._redis
@@ -47,9 +48,7 @@ class RedisCommands:
         return await self._commands.ping()
 
     async def scan_pattern(self, pattern: str) -> list[str]:
-        # SCAN may return a key more than once while the table is being resized.
-        found = [str(key) async for key in self._commands.scan_iter(match=pattern, count=500)]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(await self._commands.scan_keys(pattern)))
 
     async def exists(self, *keys: str) -> int:
         return await self._commands.exists(*keys)

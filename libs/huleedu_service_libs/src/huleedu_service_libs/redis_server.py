@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,16 +61,24 @@ class RedisServer:
     An async context manager: entered once the server answers, left once it is gone and its
     directory is deleted. On Linux the server also ends with the thread that launched it, thus
     when this process is killed. `options` are redis.conf directives, for example
-    `{"appendonly": "yes"}`.
+    `{"appendonly": "yes"}`; one that stands there several times has a list of values, and in a
+    value `{port}` means the port. With `sentinel` it is a Redis Sentinel, which keeps what it has
+    learnt over a new launch.
 
     Raises `RedisServerError` where the process ends at once or does not answer in time.
     """
 
     def __init__(
-        self, binary: Path | None = None, *, port: int = 0, options: dict[str, str] | None = None
+        self,
+        binary: Path | None = None,
+        *,
+        port: int = 0,
+        options: Mapping[str, str | Sequence[str]] | None = None,
+        sentinel: bool = False,
     ) -> None:
         self._binary = binary or find_redis_server()
         self._options = options or {}
+        self._is_sentinel = sentinel
         self._resources = contextlib.ExitStack()
         self._directory = Path()
         self._process: asyncio.subprocess.Process | None = None
@@ -91,6 +100,11 @@ class RedisServer:
         if self._process is None:
             raise RuntimeError("the redis-server is not running")
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there; also true of a stopped one."""
+        return self._process is not None and self._process.returncode is None
 
     async def __aenter__(self) -> Self:
         self._directory = Path(
@@ -123,6 +137,7 @@ class RedisServer:
     async def _launch_on_free_port(self) -> None:
         for attempt in range(PORT_ATTEMPTS):
             self.port = _free_port()
+            self._configuration.unlink(missing_ok=True)  # it may name another port
             try:
                 await self.launch()
             except RedisServerError as error:
@@ -135,18 +150,18 @@ class RedisServer:
 
     async def launch(self) -> None:
         """Start the process, on the same port and data as before, and wait until it answers."""
-        if self._process is not None and self._process.returncode is None:
+        if self.is_running:
             raise RuntimeError("the redis-server is running already")
         # In a file, where a password is not in the list of processes and a directive may have
         # several values.
-        configuration = self._directory / "redis.conf"
-        configuration.write_text(
-            "".join(f"{name} {value or EMPTY}\n" for name, value in self._directives().items())
-        )
+        # A sentinel writes its state into this file.
+        if not (self._is_sentinel and self._configuration.exists()):
+            self._configuration.write_text("".join(f"{line}\n" for line in self._directives()))
         with self._log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 self._binary,
-                configuration,
+                self._configuration,
+                *(["--sentinel"] if self._is_sentinel else []),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -166,8 +181,8 @@ class RedisServer:
             await self.kill()
             raise
 
-    def _directives(self) -> dict[str, str]:
-        return {
+    def _directives(self) -> Iterator[str]:
+        directives: dict[str, str | Sequence[str]] = {
             "bind": "127.0.0.1",
             "port": str(self.port),
             "dir": str(self._directory),
@@ -176,6 +191,13 @@ class RedisServer:
             "appendonly": "no",
             **self._options,
         }
+        for name, values in directives.items():
+            for value in [values] if isinstance(values, str) else values:
+                yield f"{name} {value.replace('{port}', str(self.port)) or EMPTY}"
+
+    @property
+    def _configuration(self) -> Path:
+        return self._directory / "redis.conf"
 
     @property
     def _log(self) -> Path:

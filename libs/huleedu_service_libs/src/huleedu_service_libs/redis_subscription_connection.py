@@ -1,4 +1,4 @@
-"""The wire side of `redis_subscriptions`: one RESP2 connection, from handshake to loss.
+"""The wire side of `redis_subscription_link`: one RESP2 connection, from handshake to loss.
 
 What always holds:
 
@@ -6,6 +6,8 @@ What always holds:
    head of one queue, whatever its kind. An acknowledgement must also name the channel that is
    due; anything else ends the connection rather than shift every later answer by one.
 2. Payloads are handed over inside `data_received`, before the event loop turns.
+3. A node of a cluster may take a shard channel back by itself, when its slot goes elsewhere.
+   What was asked of that channel at the same time is then answered with MOVED.
 
 `hiredis.Reader` is fed straight from the socket: redis-py's own pub/sub loop costs about ten
 times the CPU per message.
@@ -14,25 +16,46 @@ times the CPU per message.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from itertools import groupby
+from operator import itemgetter
+from typing import Final, Protocol
 
 import hiredis
 from redis import exceptions
-from redis.asyncio.connection import (
-    ConnectKwargs,
-    SSLConnection,
-    UnixDomainSocketConnection,
-    parse_url,
-)
+
+from huleedu_service_libs.redis_address import Credentials
+from huleedu_service_libs.redis_channels import hash_slot
 
 logger = logging.getLogger(__name__)
 
 # Redis executes a command whole: a smaller batch lets other clients in between.
 CHANNELS_PER_COMMAND: Final = 500
-SUBSCRIBE: Final = b"subscribe"
-UNSUBSCRIBE: Final = b"unsubscribe"
+
+
+@dataclass(frozen=True, slots=True)
+class PubSub:
+    """The words of one kind of publish and subscribe, as Redis writes them in replies."""
+
+    subscribe: bytes
+    unsubscribe: bytes
+    message: bytes
+    sharded: bool
+
+
+CLASSIC: Final = PubSub(b"subscribe", b"unsubscribe", b"message", sharded=False)
+"""What is published on any node of a cluster comes on every other."""
+SHARDED: Final = PubSub(b"ssubscribe", b"sunsubscribe", b"smessage", sharded=True)
+"""What is published on the master of the channel's slot comes there."""
+
+# What a node of a cluster says that does not have the slot, or not now.
+_ELSEWHERE: Final = ("MOVED ", "ASK ", "CLUSTERDOWN ", "TRYAGAIN ", "LOADING ", "MASTERDOWN ")
+
+Deliver = Callable[[bytes, bytes, float], None]
+"""Takes a channel, a payload, and the event loop's time at which it came."""
+Withdraw = Callable[[bytes], None]
+"""Takes a channel that this node does not serve, or not any more."""
 
 
 class Subscribable(Protocol):
@@ -56,23 +79,29 @@ class Subscribable(Protocol):
 
 @dataclass(slots=True)
 class _Batch:
-    """The acknowledgements that one SUBSCRIBE or UNSUBSCRIBE still owes, in order."""
+    """The acknowledgements that one (un)subscribing command still owes, in order."""
 
     command: bytes
+    slot: int | None
+    """Of all its channels, for a shard; None for classic ones."""
     channels: deque[Subscribable]
 
 
 class SubscriptionConnection(asyncio.Protocol):
-    """Sends commands, matches replies, hands payloads to `deliver(channel, data, loop time)`."""
+    """Sends commands, matches replies, and hands payloads to `deliver`."""
 
-    def __init__(self, deliver: Callable[[bytes, bytes, float], None]) -> None:
+    def __init__(self, kind: PubSub, deliver: Deliver, withdraw: Withdraw) -> None:
+        self._kind = kind
         self._deliver = deliver
+        self._withdraw = withdraw
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
         # One entry per command without an answer yet; None is a ping.
         self._expected: deque[asyncio.Future[None] | _Batch | None] = deque()
         self._unsent: list[tuple[bytes, Subscribable]] = []
+        self.served = True
+        """False where Redis, before version 7, has no shard channels at all."""
         self.last_heard = self._loop.time()
         # When the oldest ping was sent since which not a byte has come.
         self.unheard_since: float | None = None
@@ -90,13 +119,13 @@ class SubscriptionConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.last_heard = now = self._loop.time()
         self.unheard_since = None
-        reader = self._reader
+        reader, message = self._reader, self._kind.message
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not False:
                 if not isinstance(reply, list):
                     self._replied(reply if isinstance(reply, hiredis.ReplyError) else None)
-                elif reply[0] == b"message":
+                elif reply[0] == message:
                     self._deliver(reply[1], reply[2], now)
                 elif reply[0] == b"pong":  # a ping's answer while anything is subscribed
                     self._replied(None)
@@ -110,18 +139,23 @@ class SubscriptionConnection(asyncio.Protocol):
     def _acknowledged(self, command: bytes, name: bytes) -> None:
         batch = self._expected[0] if self._expected else None
         if (
-            not isinstance(batch, _Batch)
-            or batch.command != command
-            or batch.channels[0].name != name
+            isinstance(batch, _Batch)
+            and batch.command == command
+            and batch.channels[0].name == name
         ):
+            channel = batch.channels.popleft()
+            if not batch.channels:
+                self._expected.popleft()
+            if command == self._kind.subscribe:
+                channel.acknowledge()
+        elif command == SHARDED.unsubscribe:
+            self._withdraw(name)
+        else:
             raise exceptions.ConnectionError("Redis acknowledged what was not asked for")
-        channel = batch.channels.popleft()
-        if not batch.channels:
-            self._expected.popleft()
-        if command == SUBSCRIBE:
-            channel.acknowledge()
 
     def _replied(self, error: Exception | None) -> None:
+        if error is not None and self._is_late(error):
+            return
         expected = self._expected.popleft() if self._expected else None
         if isinstance(expected, _Batch):
             self._refused(expected, error)
@@ -134,20 +168,36 @@ class SubscriptionConnection(asyncio.Protocol):
             # To a ping, or to nothing: Redis says why it is about to close.
             logger.warning("redis sent an error on the subscription connection: %s", error)
 
+    def _is_late(self, error: Exception) -> bool:
+        """Whether it answers a command that seemed to be answered already.
+
+        Where a slot moved before Redis had read our command to unsubscribe its channels, what
+        Redis sent of itself looked like the answer. The answer is this, and nothing waits for it.
+        """
+        text = str(error)
+        if not text.startswith("MOVED "):
+            return False
+        batch = self._expected[0] if self._expected else None
+        return not (isinstance(batch, _Batch) and batch.slot == int(text.split()[1]))
+
     def _refused(self, batch: _Batch, error: Exception | None) -> None:
         if error is None:
             raise exceptions.ConnectionError("Redis answered a subscription with something else")
-        if batch.command == UNSUBSCRIBE:
+        text = str(error)
+        if batch.command == self._kind.unsubscribe:
             # What still comes for the channel finds no subscriber.
-            logger.warning("redis refused to unsubscribe: %s", error)
+            if not text.startswith(_ELSEWHERE):
+                logger.warning("redis refused to unsubscribe: %s", error)
+        elif batch.slot is not None and text.startswith(_ELSEWHERE):
+            for channel in batch.channels:
+                self._withdraw(channel.name)
         elif len(batch.channels) == 1:
             batch.channels[0].refuse(error)
         else:
             # Redis refuses the whole command for the sake of one channel. The others must not
             # pay for it, and which one it was shows only one by one.
-            for channel in batch.channels:
-                if channel.wanted:
-                    self._send(SUBSCRIBE, [channel])
+            wanted = [channel for channel in batch.channels if channel.wanted]
+            self._send(_Batch(batch.command, batch.slot, deque([channel])) for channel in wanted)
 
     def _fail(self, error: Exception) -> None:
         if self.lost.done():
@@ -163,11 +213,18 @@ class SubscriptionConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def handshake(self, address: ConnectKwargs, client_name: str) -> None:
-        """Authenticate and name the connection; raises redis-py's `AuthenticationError`."""
-        password = address.get("password")
+    async def close(self) -> None:
+        """Drop the connection, and return once it is gone."""
+        self.abort()
+        await asyncio.wait([self.lost])
+
+    async def handshake(self, credentials: Credentials, client_name: str) -> None:
+        """Authenticate, name the connection, and find out whether its kind is `served`.
+
+        Raises redis-py's `AuthenticationError`, or `ConnectionError`.
+        """
+        username, password = credentials.username, credentials.password
         if password:
-            username = address.get("username")
             try:
                 await self._call("AUTH", *([username] if username else []), password)
             except hiredis.ReplyError as error:
@@ -181,6 +238,20 @@ class SubscriptionConnection(asyncio.Protocol):
                 raise exceptions.AuthenticationError(str(error)) from error
             # For example "max number of clients reached".
             raise exceptions.ConnectionError(str(error)) from error
+
+        if self._kind.sharded:
+            await self._find_out_whether_served()
+
+    async def _find_out_whether_served(self) -> None:
+        try:
+            # Without a channel it is wrong for all, in one way or the other.
+            await self._call("SSUBSCRIBE")
+        except hiredis.ReplyError as error:
+            self.served = not str(error).startswith("ERR unknown command")
+
+    async def answer(self) -> None:
+        """Return once Redis has answered a ping; raises why the connection was lost."""
+        await self._call("PING")
 
     async def _call(self, *command: str) -> None:
         reply: asyncio.Future[None] = self._loop.create_future()
@@ -197,8 +268,20 @@ class SubscriptionConnection(asyncio.Protocol):
         self._expected.append(None)
         self._write(_pack("PING"))
 
-    def enqueue(self, command: bytes, channel: Subscribable) -> None:
-        """Send SUBSCRIBE or UNSUBSCRIBE together with others of this turn of the event loop."""
+    def subscribe(self, channel: Subscribable) -> None:
+        """Subscribe it together with others of this turn of the event loop."""
+        if self.served:
+            self._enqueue(self._kind.subscribe, channel)
+        else:
+            # Nobody can publish there either, so there is nothing to wait for.
+            channel.acknowledge()
+
+    def unsubscribe(self, channel: Subscribable) -> None:
+        """The reverse, in the order of the calls."""
+        if self.served:
+            self._enqueue(self._kind.unsubscribe, channel)
+
+    def _enqueue(self, command: bytes, channel: Subscribable) -> None:
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append((command, channel))
@@ -206,12 +289,14 @@ class SubscriptionConnection(asyncio.Protocol):
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if not self.lost.done():
-            for command, channels in _batches(unsent):
-                self._send(command, channels)
+            self._send(_batches(unsent, sharded=self._kind.sharded))
 
-    def _send(self, command: bytes, channels: Sequence[Subscribable]) -> None:
-        self._expected.append(_Batch(command, deque(channels)))
-        self._write(_pack(command, *[channel.name for channel in channels]))
+    def _send(self, batches: Iterable[_Batch]) -> None:
+        commands = []
+        for batch in batches:
+            self._expected.append(batch)
+            commands.append(_pack(batch.command, *[channel.name for channel in batch.channels]))
+        self._write(b"".join(commands))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -223,65 +308,14 @@ def _pack(*words: str | bytes) -> bytes:
     return packed
 
 
-def _batches(
-    commands: list[tuple[bytes, Subscribable]],
-) -> Iterator[tuple[bytes, list[Subscribable]]]:
-    """Runs of the same command, in order, each short enough for one call."""
-    batch: list[Subscribable] = []
-    for index, (command, channel) in enumerate(commands):
-        batch.append(channel)
-        last = index + 1 == len(commands)
-        if last or commands[index + 1][0] != command or len(batch) == CHANNELS_PER_COMMAND:
-            yield command, batch
-            batch = []
-
-
-def parse_redis_url(redis_url: str) -> ConnectKwargs:
-    """redis-py's connection arguments; raises ValueError for a URL that is none."""
-    try:
-        return parse_url(redis_url)
-    except ValueError:
-        # urllib's message quotes what it took for the port, and a password with an unescaped
-        # slash makes that a piece of the password.
-        raise ValueError(
-            "not a Redis URL: expected redis://, rediss:// or unix://, with the special "
-            "characters of a password percent-encoded"
-        ) from None
-
-
-class SubscriptionAddress:
-    """Where to connect: TCP, TLS or a Unix socket, as the URL says."""
-
-    def __init__(self, redis_url: str) -> None:
-        self.arguments = parse_redis_url(redis_url)
-        kind = self.arguments.get("connection_class")
-        self._is_unix_socket = kind is UnixDomainSocketConnection
-        # Reads certificates once, on the first connection, not on each.
-        options: dict[str, Any] = {
-            name: value for name, value in self.arguments.items() if name.startswith("ssl_")
-        }
-        self._tls = SSLConnection(**options).ssl_context if kind is SSLConnection else None
-        self._host = self.arguments.get("host", "localhost")
-        self._port = self.arguments.get("port", 6379)
-        self._path = self.arguments.get("path", "")
-
-    def __str__(self) -> str:
-        return self._path if self._is_unix_socket else f"{self._host}:{self._port}"
-
-    async def connect(
-        self, deliver: Callable[[bytes, bytes, float], None]
-    ) -> SubscriptionConnection:
-        """Open a connection without a handshake; raises OSError."""
-        loop = asyncio.get_running_loop()
-        if self._is_unix_socket:
-            _, connection = await loop.create_unix_connection(
-                lambda: SubscriptionConnection(deliver), self._path
-            )
-            return connection
-        _, connection = await loop.create_connection(
-            lambda: SubscriptionConnection(deliver),
-            self._host,
-            self._port,
-            ssl=self._tls.get() if self._tls else None,
-        )
-        return connection
+def _batches(commands: list[tuple[bytes, Subscribable]], *, sharded: bool) -> Iterator[_Batch]:
+    """Runs of the same command, in order, each short enough for one call and of one slot."""
+    for command, run in groupby(commands, key=itemgetter(0)):
+        # No channel stands twice in a run: between two subscriptions lies the end of the first.
+        by_slot: dict[int | None, list[Subscribable]] = {}
+        for _, channel in run:
+            slot = hash_slot(channel.name.decode()) if sharded else None
+            by_slot.setdefault(slot, []).append(channel)
+        for slot, channels in by_slot.items():
+            for start in range(0, len(channels), CHANNELS_PER_COMMAND):
+                yield _Batch(command, slot, deque(channels[start : start + CHANNELS_PER_COMMAND]))

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
@@ -95,6 +95,7 @@ def is_number(text: str) -> bool:
     return True
 
 
+@example(pin="long enough for int() to cut it " * 20)
 @given(pin=st.text(min_size=4).filter(lambda text: not is_number(text)))
 def test_what_a_validator_repeats_is_never_sent_back(pin: str) -> None:
     """A message that a validator passed on from `int()` does not quote the input."""

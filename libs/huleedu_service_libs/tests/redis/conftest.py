@@ -1,45 +1,32 @@
 """Real redis-servers of every kind at hand, and ways to wait for what they do."""
 
 import asyncio
+import itertools
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from huleedu_service_libs.redis_client import RedisClient
-from huleedu_service_libs.redis_server import (
-    RedisServer,
-    embedded_redis_server,
-    installed_redis_server,
-)
+from huleedu_service_libs.redis_server import RedisServer
+from huleedu_service_libs.redis_subscription_canary import CANARY_PREFIX
 
 # Only a test that fails ever waits so long.
 GIVE_UP_AFTER_S = 20.0
 
-BINARIES = {"embedded": embedded_redis_server(), "installed": installed_redis_server()}
-WANTED = [
-    name
-    for name, binary in BINARIES.items()
-    # A developer's machine needs one kind of server; where CI decides, both have to be there.
-    if name == "embedded" or binary is not None or os.environ.get("CI")
-]
-
 StartServer = Callable[..., RedisServer]
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 Next = Callable[[AsyncIterator[bytes]], Awaitable[bytes]]
-
-
-@pytest.fixture(scope="session", params=WANTED)
-def redis_binary(request: pytest.FixtureRequest) -> Path:
-    binary = BINARIES[request.param]
-    if binary is None:
-        pytest.fail(f"no {request.param} redis-server on this machine")
-    return binary
 
 
 @pytest.fixture
@@ -65,6 +52,20 @@ async def admin(server: RedisServer) -> AsyncIterator[Redis]:
     """redis-py itself, to see the server from another side."""
     async with Redis.from_url(server.url, protocol=2) as connected:
         yield connected
+
+
+Channels = Callable[[], Awaitable[list[bytes]]]
+
+
+@pytest.fixture
+def channels(admin: Redis) -> Channels:
+    """What Redis has subscribers for, in order, without the canaries'."""
+
+    async def of_subscribers() -> list[bytes]:
+        names = [name for name in await admin.pubsub_channels() if isinstance(name, bytes)]
+        return sorted(name for name in names if not name.startswith(CANARY_PREFIX.encode()))
+
+    return of_subscribers
 
 
 @pytest.fixture
@@ -142,3 +143,55 @@ def _logged(text: str) -> Iterator["asyncio.Future[float]"]:
 def logged() -> Logged:
     """A future of the event loop's time at which the library logged `text`."""
     return _logged
+
+
+class Additions:
+    """Entries that Redis has acknowledged, in their order."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[str] = []
+        self._grown = asyncio.Event()
+
+    def add(self, entry: str) -> None:
+        self.acknowledged.append(entry)
+        self._grown.set()
+
+    async def more(self) -> int:
+        """Wait for some more; how many there were before."""
+        before = len(self.acknowledged)
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            while len(self.acknowledged) < before + 50:
+                self._grown.clear()
+                await self._grown.wait()
+        return before
+
+
+Adding = Callable[[Callable[[str], Awaitable[object]]], AbstractAsyncContextManager[Additions]]
+
+
+@pytest.fixture
+def adding() -> Adding:
+    """Within it, many at once `push` entries, each one once, and go on when that fails."""
+
+    @asynccontextmanager
+    async def keep_adding(push: Callable[[str], Awaitable[object]]) -> AsyncIterator[Additions]:
+        additions = Additions()
+        stop = asyncio.Event()
+
+        async def work(worker: int) -> None:
+            for number in itertools.count():
+                if stop.is_set():
+                    return
+                try:
+                    await push(f"{worker}-{number}")
+                except RedisError:
+                    continue
+                additions.add(f"{worker}-{number}")
+
+        async with asyncio.TaskGroup() as workers:
+            for worker in range(8):
+                workers.create_task(work(worker))
+            yield additions
+            stop.set()
+
+    return keep_adding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from redis import exceptions
 
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServerError
+from huleedu_service_libs.testing.redis_cluster import RedisCluster
+from huleedu_service_libs.testing.redis_sentinels import RedisSentinels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +61,8 @@ def make_certificate(folder: Path) -> None:
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
             *("-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
         ],
         cwd=folder,
         check=True,
@@ -84,8 +88,8 @@ async def test_tls(
     try:
         await server.__aenter__()
     except RedisServerError as error:
-        # The embedded one is built without TLS and says so.
-        assert "tls-port" in str(error)  # noqa: PT017 - which of both it is, is not ours to say
+        # Those that packages bring are built without TLS and say so.
+        assert re.search("tls-port|TLS support", str(error))  # noqa: PT017 - as the binary is
         return
     try:
         trusting = f"rediss://localhost:{port}?ssl_ca_certs={tmp_path}/certificate.pem"
@@ -108,3 +112,33 @@ async def test_tls(
                 await client.stop()
     finally:
         await server.__aexit__(None, None, None)
+
+
+async def test_tls_to_sentinels_and_clusters(
+    redis_binary: Path, tmp_path: Path, hear: Next
+) -> None:
+    """Sentinels, the master that they name, and each node of a Cluster can be reached by TLS."""
+    make_certificate(tmp_path)
+    certificate = tmp_path / "certificate.pem"
+    options = {
+        "port": "0",
+        "tls-port": "{port}",
+        "tls-cert-file": str(certificate),
+        "tls-key-file": str(tmp_path / "key.pem"),
+        "tls-ca-cert-file": str(certificate),
+        "tls-auth-clients": "no",
+        "tls-cluster": "yes",
+        "tls-replication": "yes",
+    }
+    sentinels = RedisSentinels(redis_binary, options=options, sentinel_options=options)
+    cluster = RedisCluster(redis_binary, options=options)
+    for topology in (sentinels, cluster):
+        try:
+            async with topology:
+                url = topology.url.replace("redis+", "rediss+")
+                await check(f"{url}?ssl_ca_certs={certificate}", hear)
+                async with RedisClient(client_id="test", redis_url=url) as client:
+                    with pytest.raises(exceptions.ConnectionError, match="CERTIFICATE_VERIFY"):
+                        await client.ping()
+        except RedisServerError as error:
+            assert re.search("tls-port|TLS support", str(error))  # noqa: PT017 - as the binary is

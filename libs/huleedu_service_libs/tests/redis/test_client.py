@@ -10,14 +10,17 @@ import pytest
 from redis import exceptions
 
 from huleedu_service_libs.redis_client import RedisClient
+from huleedu_service_libs.redis_server import RedisServer
+from huleedu_service_libs.testing.redis_cluster import RedisCluster
+from huleedu_service_libs.testing.redis_sentinels import RedisSentinels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from redis.asyncio import Redis
 
     from huleedu_service_libs.protocols import AtomicRedisClientProtocol
-    from huleedu_service_libs.redis_server import RedisServer
     from libs.huleedu_service_libs.tests.redis.conftest import Next, Until
 
 TIMEOUT_S = 0.6
@@ -28,9 +31,21 @@ def client_is_what_services_depend_on(client: RedisClient) -> AtomicRedisClientP
     return client
 
 
-async def test_commands(client: RedisClient) -> None:
+@pytest.fixture(params=["server", "sentinels", "cluster"])
+async def client_anywhere(
+    request: pytest.FixtureRequest, redis_binary: Path
+) -> AsyncIterator[RedisClient]:
+    topologies = {"server": RedisServer, "sentinels": RedisSentinels, "cluster": RedisCluster}
+    async with (
+        topologies[request.param](redis_binary) as running,
+        RedisClient(client_id="test", redis_url=running.url) as client,
+    ):
+        yield client
+
+
+async def test_commands(client_anywhere: RedisClient) -> None:
     """Each operation of the protocol does what redis-py's operation of that name does."""
-    protocol = client_is_what_services_depend_on(client)
+    protocol = client_is_what_services_depend_on(client_anywhere)
     table: list[tuple[str, Awaitable[object], object]] = [
         ("ping", protocol.ping(), True),
         ("claim a free key", protocol.set_if_not_exists("k", "1", ttl_seconds=50), True),
@@ -67,9 +82,10 @@ async def test_commands(client: RedisClient) -> None:
         ("lpush", protocol.lpush("l", "a"), 3),
         ("lrange", protocol.lrange("l", 0, -1), ["a", "b", "c"]),
         ("llen", protocol.llen("l"), 3),
-        ("blpop", protocol.blpop(["nothing", "l"], timeout=1), ("l", "a")),
+        ("blpop", protocol.blpop(["{l}nothing", "l"], timeout=1), ("l", "a")),
         ("blpop nothing", protocol.blpop(["nothing"], timeout=0.02), None),
         ("delete", protocol.delete("h", "l", "z", "nothing"), 3),
+        ("publish", protocol.publish("nobody", "x"), 0),
     ]
     for name, operation, expected in table:
         assert (name, await operation) == (name, expected)

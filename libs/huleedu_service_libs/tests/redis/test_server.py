@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.asyncio import Redis
 
 from huleedu_service_libs import redis_server
 from huleedu_service_libs.redis_client import RedisClient
@@ -22,6 +23,7 @@ from huleedu_service_libs.redis_server import (
     RedisServerNotFoundError,
     find_redis_server,
 )
+from huleedu_service_libs.testing.admin import Admin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +58,7 @@ async def test_terminate(server: RedisServer) -> None:
     server.signal(signal.SIGSTOP)
     await server.terminate()
     assert is_gone(pid)
+    assert not server.is_running
     await server.terminate()
     await server.kill()
     server.signal(signal.SIGTERM)
@@ -164,14 +167,51 @@ async def test_directive_with_several_values(start_server: StartServer) -> None:
     assert "pubsub 1mb 512kb 7" in text
 
 
-async def test_password_is_not_in_the_list_of_processes(start_server: StartServer) -> None:
+async def test_directive_that_stands_there_twice(start_server: StartServer) -> None:
+    """A list of values is written as one line each."""
+    users = ["one on >a +ping", "other on >b +ping"]
+    async with (
+        start_server(options={"user": users}) as server,
+        Redis(port=server.port, username="one", password="a", protocol=2) as one,
+        Redis(port=server.port, username="other", password="b", protocol=2) as other,
+    ):
+        assert await one.ping()
+        assert await other.ping()
+
+
+async def test_directive_with_the_port(start_server: StartServer) -> None:
+    """An option can name the free port that was found."""
+    async with (
+        start_server(options={"replica-announce-port": "{port}"}) as server,
+        Admin(server.socket_path) as admin,
+    ):
+        announced = await admin.config_get("replica-announce-port")
+    assert announced == {"replica-announce-port": str(server.port)}
+
+
+async def test_sentinel_that_comes_back(start_server: StartServer) -> None:
+    """A sentinel that is launched again still knows what it was told while it ran."""
+    async with (
+        start_server(sentinel=True) as sentinel,
+        Admin(sentinel.port) as admin,
+    ):
+        await admin.ask("SENTINEL", "MONITOR", "told", "127.0.0.1", 1, 2)
+        await sentinel.kill()
+        await sentinel.launch()
+        masters = await admin.ask("SENTINEL", "MASTERS")
+    assert [master[1] for master in masters] == ["told"]
+
+
+async def test_password_is_not_in_the_list_of_processes(
+    start_server: StartServer, redis_binary: Path
+) -> None:
     """Options are not visible to who lists the machine's processes."""
     async with start_server(options={"requirepass": "s3cret"}) as server:
         process = await asyncio.create_subprocess_exec(
             "ps", "-ww", "-o", "args=", "-p", str(server.pid), stdout=asyncio.subprocess.PIPE
         )
         listed, _ = await process.communicate()
-    assert b"redis-server" in listed
+    assert bytes(redis_binary) in listed
     assert b"s3cret" not in listed
 
 

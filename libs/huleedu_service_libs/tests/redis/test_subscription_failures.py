@@ -10,14 +10,15 @@ from urllib.parse import quote
 
 import pytest
 from redis import exceptions
-from redis.asyncio import Redis
 
 from huleedu_service_libs.redis_client import RedisClient
-from huleedu_service_libs.redis_subscriptions import SubscriptionHub
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from huleedu_service_libs.redis_server import RedisServer
     from libs.huleedu_service_libs.tests.redis.conftest import (
+        Channels,
         HearAgain,
         Logged,
         Next,
@@ -253,7 +254,7 @@ async def restricted_url(server: RedisServer, admin: Redis) -> str:
 
 
 async def test_forbidden_channel(
-    restricted_url: str, admin: Redis, until: Until, hear: Next
+    restricted_url: str, channels: Channels, until: Until, hear: Next
 ) -> None:
     """Who subscribes a forbidden channel is told so; the others of the same moment are served."""
     async with impatient(restricted_url, 10) as client, AsyncExitStack() as stack:
@@ -275,7 +276,7 @@ async def test_forbidden_channel(
             await client.publish("closed:1", b"x")
 
         async def only_open() -> bool:
-            return sorted(await admin.pubsub_channels()) == [b"open:%d" % i for i in (1, 2, 3, 4)]
+            return await channels() == [b"open:%d" % i for i in (1, 2, 3, 4)]
 
         await until(only_open)
 
@@ -299,18 +300,15 @@ async def test_permission_withdrawn(
             assert await hear_again(client, "open:a", again) == b"again"
 
 
-async def test_no_connection_left_in_redis(server: RedisServer, hear: Next) -> None:
+async def test_no_connection_left_in_redis(server: RedisServer, admin: Redis, hear: Next) -> None:
     """A Redis that is full says so, and the subscriber gets its turn when there is room."""
-    async with (
-        Redis.from_url(server.url) as other,
-        SubscriptionHub(server.url, client_name="hub", timeout_s=TIMEOUT_S) as hub,
-    ):
-        await other.config_set("maxclients", 1)
+    async with impatient(server.url) as client:
+        await admin.config_set("maxclients", 1)
         with pytest.raises(exceptions.TimeoutError, match="max number of clients"):
-            await hub.subscribe("a").__aenter__()
-        await other.config_set("maxclients", 100)
-        async with hub.subscribe("a") as subscription:
-            await other.publish("a", b"hello")
+            await client.subscribe("a").__aenter__()
+        await admin.config_set("maxclients", 100)
+        async with client.subscribe("a") as subscription:
+            await admin.publish("a", b"hello")
             assert await hear(subscription) == b"hello"
 
 
@@ -324,8 +322,6 @@ async def test_not_redis() -> None:
 
     async with await asyncio.start_server(greet, "127.0.0.1") as web:
         port = web.sockets[0].getsockname()[1]
-        async with SubscriptionHub(
-            f"redis://127.0.0.1:{port}", client_name="hub", timeout_s=0.3
-        ) as hub:
+        async with impatient(f"redis://127.0.0.1:{port}", 0.3) as client:
             with pytest.raises(exceptions.TimeoutError, match="not a Redis protocol reply"):
-                await hub.subscribe("a").__aenter__()
+                await client.subscribe("a").__aenter__()

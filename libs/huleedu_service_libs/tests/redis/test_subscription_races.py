@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     from huleedu_service_libs.redis_client import RedisClient
     from huleedu_service_libs.redis_server import RedisServer
-    from libs.huleedu_service_libs.tests.redis.conftest import HearAgain, Next, Until
+    from libs.huleedu_service_libs.tests.redis.conftest import Channels, HearAgain, Next, Until
 
 
-async def nothing_left(client: RedisClient, admin: AsyncRedis) -> bool:
+async def nothing_left(client: RedisClient, channels: Channels) -> bool:
     """No subscriber in the process, no channel in Redis."""
     statistics = client.subscription_statistics()
     return (statistics.channels, statistics.subscriptions) == (
         0,
         0,
-    ) and await admin.pubsub_channels() == []
+    ) and await channels() == []
 
 
 async def test_two_first_subscribers_at_once(client: RedisClient, admin: AsyncRedis) -> None:
@@ -51,7 +51,7 @@ async def test_two_first_subscribers_at_once(client: RedisClient, admin: AsyncRe
 
 
 async def test_coming_back_while_the_unsubscribe_is_in_flight(
-    client: RedisClient, admin: AsyncRedis, until: Until
+    client: RedisClient, channels: Channels, until: Until
 ) -> None:
     """A subscriber that arrives just as the last one left hears everything from then on."""
     for i in range(100):
@@ -61,7 +61,7 @@ async def test_coming_back_while_the_unsubscribe_is_in_flight(
         async with client.subscribe("door") as subscription:
             assert await client.publish("door", b"%d" % i) == 1
             assert await anext(subscription) == b"%d" % i
-    await until(lambda: nothing_left(client, admin))
+    await until(lambda: nothing_left(client, channels))
 
 
 async def test_no_leftovers_of_the_one_who_left(
@@ -91,7 +91,7 @@ async def enter_and_wait(client: RedisClient, channel: str) -> None:
 
 
 async def test_cancelled_before_the_acknowledgement(
-    server: RedisServer, client: RedisClient, admin: AsyncRedis, until: Until, hear: Next
+    server: RedisServer, client: RedisClient, channels: Channels, until: Until, hear: Next
 ) -> None:
     """Subscribers that give up early leave nothing behind and disturb nobody's acknowledgement."""
     async with client.subscribe("open"):
@@ -115,7 +115,7 @@ async def test_cancelled_before_the_acknowledgement(
         for task in waiting[1::2]:
             task.cancel()
         await asyncio.wait(waiting)
-    await until(lambda: nothing_left(client, admin))
+    await until(lambda: nothing_left(client, channels))
 
 
 class Churn:
@@ -175,13 +175,13 @@ class Churn:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_churn(client: RedisClient, admin: AsyncRedis, until: Until, seed: int) -> None:
+async def test_churn(client: RedisClient, channels: Channels, until: Until, seed: int) -> None:
     """However subscribers come, go and give up, none misses what is published while it is there."""
     churn = Churn(client, seed)
     await churn.run(workers=12, rounds=25)
     assert churn.memberships > 100
     assert churn.cancelled > 20
-    await until(lambda: nothing_left(client, admin))
+    await until(lambda: nothing_left(client, channels))
     assert client.subscription_statistics().connections_opened == 1
 
 
@@ -197,7 +197,7 @@ class Patient(Churn):
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_churn_over_lost_connections(
-    client: RedisClient, admin: AsyncRedis, until: Until, seed: int
+    client: RedisClient, admin: AsyncRedis, channels: Channels, until: Until, seed: int
 ) -> None:
     """Subscribers that come and go while the connection is lost again and again all hear on."""
     churn = Patient(client, seed)
@@ -221,11 +221,11 @@ async def test_churn_over_lost_connections(
         await churn.run(workers=12, rounds=15)
     assert churn.memberships > 50
     assert client.subscription_statistics().connections_opened > 1
-    await until(lambda: nothing_left(client, admin))
+    await until(lambda: nothing_left(client, channels))
 
 
 async def test_many_channels_come_back_in_batches(
-    client: RedisClient, admin: AsyncRedis, until: Until, hear: Next
+    client: RedisClient, admin: AsyncRedis, channels: Channels, until: Until, hear: Next
 ) -> None:
     """After a lost connection every one of 1,200 channels is heard again."""
     names = [f"batch:{i}" for i in range(1200)]
@@ -239,10 +239,10 @@ async def test_many_channels_come_back_in_batches(
         await admin.client_kill_filter(_type="pubsub")
 
         async def all_back() -> bool:
-            return len(await admin.pubsub_channels()) == len(names)
+            return len(await channels()) == len(names)
 
         async def all_gone() -> bool:
-            return not await admin.pubsub_channels()
+            return not await channels()
 
         await until(all_back)
         for name in names[:: len(names) // 50]:

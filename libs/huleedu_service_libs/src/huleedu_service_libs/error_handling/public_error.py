@@ -26,6 +26,7 @@ _CONSTANT_MESSAGES: Final = frozenset(get_args(ErrorType)) - {
 }
 # Shorter texts turn up in any sentence by chance, and nothing that short can be kept secret.
 _MIN_SECRET_LENGTH: Final = 4
+_PROBE_LENGTH: Final = 32
 
 
 class PublicError(TypedDict):
@@ -87,8 +88,9 @@ def _message_without_input(error: Mapping[str, Any]) -> str:
     if error["type"] in _CONSTANT_MESSAGES:
         return message
     for text in _texts(to_json_value(error.get("input"))):
-        quoted = repr(text)[1:-1]
-        if len(text) >= _MIN_SECRET_LENGTH and (text in message or quoted in message):
+        # The beginning will do: int() and others cut what they quote.
+        quotes = text[:_PROBE_LENGTH], repr(text)[1:-1][:_PROBE_LENGTH]
+        if len(text) >= _MIN_SECRET_LENGTH and any(quote in message for quote in quotes):
             return "Input is not valid"
     return message
 
