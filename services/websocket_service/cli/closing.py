@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_ENDING_CODES = frozenset({1003, 1008, 1009, 4000})
-_RETRY_AFTER_CODES = frozenset({1012, 1013})
+from services.websocket_service.close_reasons import CLOSE_REASONS, Reconnect
+
+_ENDING = {Reconnect.NEW_TOKEN, Reconnect.STOP, Reconnect.NOT_BY_ITSELF, Reconnect.NOT_REPEAT}
+_ENDING_CODES = {reason.code for reason in CLOSE_REASONS if reason.reconnect in _ENDING}
+_RETRY_AFTER_CODES = {
+    reason.code for reason in CLOSE_REASONS if reason.reconnect is Reconnect.AFTER_DELAY
+}
+_NEW_TOKEN_ERRORS = {
+    reason.error_code for reason in CLOSE_REASONS if reason.reconnect is Reconnect.NEW_TOKEN
+}
 # A day: more is a mistake, and asyncio can't wait for infinity.
 _MAX_RETRY_AFTER_S = 86_400.0
 _NORMAL_CLOSURE = 1000
@@ -36,6 +44,11 @@ class Closing:
     def ends_tail(self) -> bool:
         """True where another attempt would end the same way."""
         return self.code in _ENDING_CODES
+
+    @property
+    def needs_token(self) -> bool:
+        """True where another attempt with a new token may end otherwise."""
+        return self.ends_tail and self._error_code in _NEW_TOKEN_ERRORS
 
     @property
     def is_normal(self) -> bool:

@@ -8,6 +8,7 @@ import click
 
 from services.websocket_service.cli.check_config import check_config
 from services.websocket_service.cli.dev import dev
+from services.websocket_service.cli.history import history
 from services.websocket_service.cli.notify import notify
 from services.websocket_service.cli.output import OneLineGroup
 from services.websocket_service.cli.serve import serve
@@ -23,10 +24,10 @@ def websocket_service() -> None:
     """Brings each published notification to every open tab of its user.
 
     Start with `websocket-service dev`: it prints a URL to connect to and the command that sends
-    a notification there. `token`, `notify` and `tail` find a running `dev` by themselves, unless
-    JWT_SECRET_KEY and REDIS_URL (in the environment or in .env) say otherwise.
+    a notification there. `token`, `notify`, `tail` and `history` find a running `dev` by
+    themselves, unless JWT_SECRET_KEY and REDIS_URL (in the environment or in .env) say otherwise.
     """
 
 
-for _command in (dev, serve, token, notify, tail, check_config):
+for _command in (dev, serve, token, notify, tail, history, check_config):
     websocket_service.add_command(_command)

@@ -27,9 +27,9 @@ from services.websocket_service.cli.output import (
     is_coloured,
     print_json,
 )
-from services.websocket_service.cli.publishing import ping
+from services.websocket_service.cli.redis_access import redis_client
 from services.websocket_service.cli.settings import load_settings, require_usable
-from services.websocket_service.cli.target import SIGNING_ALGORITHMS, SigningKey
+from services.websocket_service.cli.target import SIGNING_ALGORITHMS, Backplane, SigningKey
 from services.websocket_service.config import Settings
 from services.websocket_service.effective_settings import is_set, jwt_secret, masked_url
 
@@ -82,7 +82,8 @@ async def _redis_url(settings: Settings, stop: asyncio.Event) -> AsyncIterator[s
     If our own ends by itself, `stop` gets set, and CliError is raised in the end.
     """
     if is_set(settings, "REDIS_URL"):
-        await ping(settings.REDIS_URL)
+        async with redis_client(Backplane.of(settings)) as redis:
+            await redis.ping()
         yield settings.REDIS_URL
         return
     try:

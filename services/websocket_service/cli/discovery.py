@@ -1,4 +1,4 @@
-"""How `token`, `notify` and `tail` find a running `dev`.
+"""How `token`, `notify`, `tail` and `history` find a running `dev`.
 
 What always holds:
 

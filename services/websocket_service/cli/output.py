@@ -74,13 +74,21 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
+def json_text(value: Any, *, ensure_ascii: bool = False) -> str:
+    """One line of JSON; of what is nested deeper than Python can write, that it is."""
+    try:
+        return json.dumps(value, ensure_ascii=ensure_ascii)
+    except RecursionError:
+        return '"(nested too deeply)"'
+
+
 def print_json(value: Any) -> None:
     """One line of JSON to stdout, in UTF-8 where the locale has it."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_text(value)
     try:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:
-        text = json.dumps(value)
+        text = json_text(value, ensure_ascii=True)
     click.echo(text)
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Self
 
+from huleedu_service_libs.notification_settings import HistoryLimits
 from services.websocket_service.cli import discovery
 from services.websocket_service.cli.discovery import RunningDev
 from services.websocket_service.cli.output import CliError
 from services.websocket_service.cli.settings import load_settings
+from services.websocket_service.config import Settings
 from services.websocket_service.effective_settings import is_set, jwt_secret
 
 SIGNING_ALGORITHMS = ("HS256", "HS384", "HS512")
@@ -38,8 +40,18 @@ class Backplane:
 
     redis_url: str
     channel_prefix: str
+    history_limits: HistoryLimits
     chosen_port: int | None = None
     """Of the `dev` that was taken out of several."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the settings name."""
+        return cls(
+            redis_url=settings.REDIS_URL,
+            channel_prefix=settings.REDIS_CHANNEL_PREFIX,
+            history_limits=settings.history_limits,
+        )
 
 
 def signing_key(dev_port: int | None = None) -> SigningKey:
@@ -71,12 +83,13 @@ def backplane(dev_port: int | None = None) -> Backplane:
     """
     settings = load_settings()
     if is_set(settings, "REDIS_URL") and dev_port is None:
-        return Backplane(redis_url=settings.REDIS_URL, channel_prefix=settings.REDIS_CHANNEL_PREFIX)
+        return Backplane.of(settings)
     dev = _required_dev(dev_port, "REDIS_URL")
     is_one_of_several = dev_port is None and len(running_devs()) > 1
     return Backplane(
         redis_url=dev.redis_url,
         channel_prefix=dev.channel_prefix,
+        history_limits=settings.history_limits,
         chosen_port=dev.port if is_one_of_several else None,
     )
 

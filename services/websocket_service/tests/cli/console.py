@@ -14,7 +14,10 @@ SCRIPT = str(Path(sys.executable).with_name("websocket-service"))
 DEADLINE_S = 30.0
 
 # Variables that change what the commands do; a developer's shell may have any of them.
-_OURS = ("CORS_", "ENVIRONMENT", "JWT_", "LOG_", "REDIS_", "WEBSOCKET_", "ENABLE_", "OTEL_")
+_OURS = (
+    *("CORS_", "ENABLE_", "ENVIRONMENT", "JWT_", "LOG_", "NOTIFICATION_", "OTEL_", "REDIS_"),
+    "WEBSOCKET_",
+)
 _TERMINAL = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS")
 
 

@@ -6,7 +6,7 @@ from services.websocket_service.cli.backoff import FIRST_DELAY_S, MAX_DELAY_S, B
 from services.websocket_service.cli.closing import Closing
 
 
-@pytest.mark.parametrize("code", [1003, 1008, 1009, 4000])
+@pytest.mark.parametrize("code", [1002, 1003, 1007, 1008, 1009, 4000])
 def test_where_trying_again_ends_the_same_way_tail_ends(code: int) -> None:
     """Another attempt with the same credential or the same frame is no use."""
     assert Closing(code, "").ends_tail
@@ -44,6 +44,20 @@ def test_the_description_has_what_the_service_said() -> None:
     reason = '{"error_code": "AUTHENTICATION_ERROR", "message": "Token has expired"}'
     assert Closing(1008, reason).description == "1008 AUTHENTICATION_ERROR, Token has expired"
     assert Closing(1006, "").description == "1006"
+
+
+@pytest.mark.parametrize(
+    ("code", "error_code", "expected"),
+    [
+        (1008, "AUTHENTICATION_ERROR", True),
+        (1008, "AUTHORIZATION_ERROR", False),
+        (4000, "QUOTA_EXCEEDED", False),
+        (1012, "SERVICE_UNAVAILABLE", False),
+    ],
+)
+def test_only_a_bad_token_calls_for_another(code: int, error_code: str, *, expected: bool) -> None:
+    """A new token helps against an expired one, and not against a quota."""
+    assert Closing(code, json.dumps({"error_code": error_code})).needs_token is expected
 
 
 def test_delays_grow_to_a_limit_and_are_spread() -> None:

@@ -11,13 +11,15 @@ import pytest
 if TYPE_CHECKING:
     from services.websocket_service.tests.cli.console import Console
 
+NOTIFICATION = ("--user", "u", "--event", "e", "--data", "{}")
+
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 async def test_help_lists_every_command(console: Console, option: str) -> None:
     """A newcomer sees what there is and where to start."""
     result = await console.run(option)
     assert result.status == 0
-    for command in ("dev", "serve", "token", "notify", "tail", "check-config"):
+    for command in ("dev", "serve", "token", "notify", "tail", "history", "check-config"):
         assert f"\n  {command} " in result.out
     assert "Start with `websocket-service dev`" in result.out
     assert "..." not in result.out.partition("Commands:")[2]
@@ -37,6 +39,13 @@ async def test_the_version_is_the_package_version(console: Console) -> None:
         ["token", "--user", ""],
         ["token", "--user", "u", "--expires-in", "0s"],
         ["notify", "--user", "u", "--event", " ", "--data", "{}"],
+        ["notify", *NOTIFICATION, "--transient", "--idempotency-key", "k"],
+        ["notify", *NOTIFICATION, "--transient", "--expires-in", "1h"],
+        ["notify", *NOTIFICATION, "--expires-in", "60"],
+        ["notify", *NOTIFICATION, "--collapse-key", ""],
+        ["history"],
+        ["history", "--user", "u", "--limit", "0"],
+        ["tail", "--since", ""],
         ["tail", "--user", "u", "--token", "t"],
         ["tail", "--token", "two words"],
         ["tail", "--url", "http://127.0.0.1"],

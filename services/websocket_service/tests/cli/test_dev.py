@@ -42,7 +42,7 @@ async def test_the_printed_lines_are_all_that_a_newcomer_needs(console: Console)
                 *shlex.split(notify), env=console.environment({}), stdout=asyncio.subprocess.PIPE
             )
             out, _ = await process.communicate()
-            assert out == b"received by 1 process\n"
+            assert out.endswith(b", received by 1 process\n")
             async with asyncio.timeout(10):
                 received = json.loads(await tab.recv())
         dev.interrupt()
@@ -95,9 +95,9 @@ async def test_the_banner_is_the_last_that_a_start_shows(console: Console) -> No
 
 
 @pytest.mark.parametrize("name", ["XDG_RUNTIME_DIR", "TMPDIR"])
-async def test_no_folder_is_left(console: Console, tmp_path: Path, name: str) -> None:
+async def test_no_folder(console: Console, tmp_path: Path, name: str) -> None:
     """Neither in the runtime folder nor in the temp directory."""
-    folder = tmp_path / "here"
+    folder = tmp_path / "t"
     folder.mkdir()
     variables = {"XDG_RUNTIME_DIR": "", name: str(folder)}
     async with console.start("dev", "--port", "0", "--json", **variables) as dev:
@@ -184,9 +184,9 @@ async def test_two_run_side_by_side(console: Console, dev: Dev) -> None:
             to_first = await console.run(*notify, "--port", str(dev.port))
             named = await console.run(*notify[:-1])
             assert f"(dev on port {newest['port']})" in named.out
-            assert json.loads(to_newest.out) == {"receivers": 0}
-            assert json.loads(to_first.out) == {"receivers": 1}
-            assert json.loads(await tab.recv()) == {"event": "e", "data": {}}
+            assert json.loads(to_newest.out)["receivers"] == 0
+            assert json.loads(to_first.out)["receivers"] == 1
+            assert json.loads(await tab.recv())["event"] == "e"
 
 
 async def test_a_busy_port_is_told_before_anything_starts(console: Console) -> None:
@@ -214,7 +214,7 @@ async def test_a_given_redis_and_secret_are_used(
         url = f"ws://127.0.0.1:{printed['port']}/ws?token={token.out.strip()}"
         async with connect(url) as tab:
             await console.run("notify", "--user", "u", "--event", "e", "--data", "{}")
-            assert json.loads(await tab.recv()) == {"event": "e", "data": {}}
+            assert json.loads(await tab.recv())["event"] == "e"
         dev.interrupt()
         assert (await dev.ended()).status == 0
     assert is_running(redis_server.pid)

@@ -17,21 +17,101 @@ TO_ANYBODY = ("notify", "--user", "u", "--event", "e")
 async def test_what_is_published_reaches_the_users_channel(
     console: Console, redis_server: RedisServer
 ) -> None:
-    """A subscriber of that user receives the event with its data, and is counted."""
+    """A subscriber of that user receives the event with its data and its id, and is counted."""
     async with (
         RedisClient(client_id="test", redis_url=redis_server.url, channel_prefix="ws") as client,
         client.subscribe(client.get_user_channel("teacher ü")) as messages,
     ):
         result = await console.run(
             *("notify", "--user", "teacher ü", "--event", "batch_results_ready"),
-            *("--data", '{"name": "Åsa"}'),
+            *("--data", '{"name": "Åsa"}', "--correlation-id", "c-1", "--collapse-key", "k"),
             REDIS_URL=redis_server.url,
         )
-        assert (result.status, result.out, result.err) == (0, "received by 1 process\n", "")
-        assert json.loads(await anext(messages)) == {
-            "event": "batch_results_ready",
-            "data": {"name": "Åsa"},
-        }
+        received = json.loads(await anext(messages))
+    assert (result.status, result.err) == (0, "")
+    assert result.out == f"published as {received['id']}, received by 1 process\n"
+    assert received["event"] == "batch_results_ready"
+    assert received["data"] == {"name": "Åsa"}
+    assert received["correlation_id"] == "c-1"
+    assert received["collapse_key"] == "k"
+
+
+async def test_a_transient_one_has_no_id(console: Console, redis_server: RedisServer) -> None:
+    """It is published as it is, and not kept."""
+    variables = {"REDIS_URL": redis_server.url}
+    async with (
+        RedisClient(client_id="test", redis_url=redis_server.url) as client,
+        client.subscribe("ws:u") as messages,
+    ):
+        for_people = await console.run(*TO_ANYBODY, "--data", "{}", "--transient", **variables)
+        for_scripts = await console.run(
+            *TO_ANYBODY, "--data", "{}", "--transient", "--json", **variables
+        )
+        received = [json.loads(await anext(messages)) for _ in range(2)]
+        kept = await client.history.kept("u", max_entries=10)
+    assert for_people.out == "received by 1 process\n"
+    assert json.loads(for_scripts.out) == {"id": None, "receivers": 1, "duplicate": False}
+    assert received == [{"event": "e", "data": {}}] * 2
+    assert kept == []
+
+
+async def test_an_idempotency_key_publishes_once(
+    console: Console, redis_server: RedisServer
+) -> None:
+    """The second time names the first one's id, and nobody receives it."""
+    arguments = (*TO_ANYBODY, "--data", "{}", "--idempotency-key", "job-7")
+    first, second, third = [
+        await console.run(*arguments, *options, REDIS_URL=redis_server.url)
+        for options in (["--json"], ["--json"], [])
+    ]
+    id_ = json.loads(first.out)["id"]
+    assert json.loads(first.out) == {"id": id_, "receivers": 0, "duplicate": False}
+    assert json.loads(second.out) == {"id": id_, "receivers": 0, "duplicate": True}
+    assert third.out == f"published nothing: this --idempotency-key was used for {id_}\n"
+    assert third.status == 0
+    async with RedisClient(client_id="test", redis_url=redis_server.url) as client:
+        assert len(await client.history.kept("u", max_entries=10)) == 1
+
+
+async def test_how_much_is_kept_is_that_of_the_settings(
+    console: Console, redis_server: RedisServer
+) -> None:
+    """The variables that all publishers share count here too."""
+    for _ in range(3):
+        result = await console.run(
+            *TO_ANYBODY,
+            *("--data", "{}"),
+            REDIS_URL=redis_server.url,
+            NOTIFICATION_HISTORY_SIZE="2",
+        )
+        assert result.status == 0
+    async with RedisClient(client_id="test", redis_url=redis_server.url) as client:
+        assert len(await client.history.kept("u", max_entries=10)) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--data", json.dumps({"a": "x" * 70_000}), "the limit is 65536"),
+        ("--idempotency-key", "k" * 257, "the limit is 256"),
+        ("--collapse-key", "k" * 257, "the limit is 256"),
+        ("--correlation-id", "k" * 257, "the limit is 256"),
+        ("--expires-in", "4000d", "315360000"),
+    ],
+)
+async def test_what_the_library_refuses_is_one_line(
+    console: Console, redis_server: RedisServer, option: str, value: str, told: str
+) -> None:
+    """It names the option and the limit; nothing is published."""
+    result = await console.run(
+        *TO_ANYBODY, *("--data", "{}"), *(option, value), REDIS_URL=redis_server.url
+    )
+    assert (result.status, result.out) == (1, "")
+    (line,) = result.error_lines
+    assert line.startswith(f"Error: correct {option}: ")
+    assert told in line
+    async with RedisClient(client_id="test", redis_url=redis_server.url) as client:
+        assert await client.history.kept("u", max_entries=10) == []
 
 
 async def test_the_channel_prefix_is_that_of_the_settings(
@@ -48,14 +128,18 @@ async def test_the_channel_prefix_is_that_of_the_settings(
             REDIS_URL=redis_server.url,
             REDIS_CHANNEL_PREFIX="other",
         )
-        assert json.loads(result.out) == {"receivers": 1}
+        assert json.loads(result.out)["receivers"] == 1
 
 
 async def test_nobody_there_is_no_failure(console: Console, redis_server: RedisServer) -> None:
-    """A user without a connection is told about, with status 0."""
-    result = await console.run(*TO_ANYBODY, "--data", "{}", REDIS_URL=redis_server.url)
-    assert result.status == 0
-    assert result.out == "received by 0 processes: the user has no open connection\n"
+    """A user without a connection is told about, and what that means; status 0."""
+    arguments = (*TO_ANYBODY, "--data", "{}")
+    nobody = "received by 0 processes: the user has no open connection"
+    durable = await console.run(*arguments, REDIS_URL=redis_server.url)
+    transient = await console.run(*arguments, "--transient", REDIS_URL=redis_server.url)
+    assert (durable.status, transient.status) == (0, 0)
+    assert durable.out.endswith(f", {nobody}, and gets it when a client resumes\n")
+    assert transient.out == f"{nobody}\n"
 
 
 async def test_data_comes_from_stdin_or_a_file(console: Console, redis_server: RedisServer) -> None:

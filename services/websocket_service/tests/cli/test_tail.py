@@ -21,6 +21,10 @@ DIALECT = Subprotocol("huleedu.notify.v1")
 TOKEN = "aaa.bbb.ccc"
 
 
+def welcome(**fields: object) -> str:
+    return json.dumps({**json.loads(WELCOME), "resumed": None, **fields})
+
+
 def notification(number: int, **fields: object) -> dict[str, object]:
     return {"type": "notification", "event": f"event_{number}", "data": {"n": number}, **fields}
 
@@ -44,7 +48,7 @@ async def test_notifications_of_a_running_dev_are_shown(console: Console, dev: D
                 *("notify", "--user", "pupil", "--event", f"event_{number}"),
                 *("--data", f'{{"n": {number}}}'),
             )
-            assert published.out == "received by 1 process\n"
+            assert published.out.endswith(", received by 1 process\n")
             _, event, data = (await tail.line()).split("  ")
             assert (event, json.loads(data)) == (f"event_{number}", {"n": number})
         result = await tail.ended()
@@ -163,6 +167,118 @@ async def test_it_comes_back(console: Console) -> None:
         assert "event_2" in await tail.line()
         assert (await tail.ended()).status == 0
     assert len(attempts) == 2
+
+
+async def test_it_asks_for_what_follows_the_last_one_printed(console: Console) -> None:
+    """Other parameters of the URL stay; what it has printed already is not printed again."""
+    paths = []
+
+    async def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        paths.append(connection.request.path)
+        if len(paths) == 1:
+            await connection.send(welcome(cursor="4-1"))
+            await connection.send(json.dumps(notification(5, id="5-2 &ü")))
+            await connection.send(json.dumps(notification(0)))
+            connection.transport.abort()
+        else:
+            await connection.send(welcome(cursor="6-3", resumed=True))
+            replayed = [notification(5, id="5-2 &ü"), notification(6, id="6-3")]
+            await connection.send(json.dumps(replayed))
+            await connection.wait_closed()
+
+    async with (
+        service(handler) as url,
+        console.start(
+            *("tail", "--url", f"{url}?a=b&cursor=1-1", "--token", TOKEN),
+            *("--count", "3", "--json"),
+        ) as tail,
+    ):
+        await tail.error_line("connection lost")
+        await tail.error_line("connected again")
+        await tail.error_line("resumed: no durable notification is missing")
+        result = await tail.ended()
+    assert [json.loads(line)["event"] for line in result.out.splitlines()] == [
+        "event_5",
+        "event_0",
+        "event_6",
+    ]
+    assert paths == ["/ws?a=b&cursor=1-1", "/ws?a=b&cursor=5-2+%26%C3%BC"]
+
+
+async def test_what_can_not_be_resumed_is_told(console: Console) -> None:
+    """On stderr in words, and to a script as the frame."""
+    lost = json.dumps({"type": "resync", "reason": "history_lost", "cursor": None})
+    paths = []
+
+    async def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        paths.append(connection.request.path)
+        if len(paths) % 2:
+            await connection.send(welcome(cursor=None, resumed=False))
+            await connection.send(lost)
+            await connection.send(json.dumps(notification(1, id="1-9")))
+            connection.transport.abort()
+        else:
+            await connection.send(welcome(cursor="2-9", resumed=True))
+            await connection.send(json.dumps(notification(2, id="2-9")))
+            await connection.wait_closed()
+
+    told = "notifications may have been missed: Redis has lost what it kept (history_lost)"
+    async with service(handler) as url:
+        arguments = ("tail", "--url", url, "--token", TOKEN, "--count", "2", "--since", "7-7")
+        for_people = await console.run(*arguments)
+        for_scripts = await console.run(*arguments, "--json")
+    assert told in for_people.error_lines
+    assert told in for_scripts.error_lines
+    assert [line.split()[1] for line in for_people.out.splitlines()] == ["event_1", "event_2"]
+    assert for_scripts.out.splitlines()[0] == lost
+    assert paths == ["/ws?cursor=7-7", "/ws?cursor=1-9"] * 2
+
+
+async def test_the_first_ones_can_be_missed_too(console: Console) -> None:
+    """Where there was none to resume from, and there is one now, the user is told."""
+    attempts = []
+
+    async def handler(connection: ServerConnection) -> None:
+        attempts.append(connection)
+        if len(attempts) == 1:
+            await connection.send(welcome(cursor=None))
+            connection.transport.abort()
+        else:
+            await connection.send(welcome(cursor="1-9"))
+            await connection.send(json.dumps(notification(2, id="2-9")))
+            await connection.wait_closed()
+
+    async with service(handler) as url:
+        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "1")
+    assert "notifications may have been missed: the first ones" in result.err
+
+
+@pytest.mark.parametrize(("is_admitted", "status"), [(True, 0), (False, 1)])
+async def test_an_expired_token_is_replaced(
+    console: Console, *, is_admitted: bool, status: int
+) -> None:
+    """Where tail makes its tokens itself; not where a fresh one is refused at once."""
+    attempts = []
+
+    async def handler(connection: ServerConnection) -> None:
+        attempts.append(connection)
+        if len(attempts) == 1:
+            if is_admitted:
+                await connection.send(welcome(cursor=None))
+            reason = {"error_code": "AUTHENTICATION_ERROR", "message": "Token has expired"}
+            await connection.close(1008, json.dumps(reason))
+        else:
+            await connection.send(json.dumps(notification(1)))
+            await connection.wait_closed()
+
+    async with service(handler) as url:
+        result = await console.run(
+            "tail", "--url", url, "--user", "u", "--count", "1", JWT_SECRET_KEY="k" * 40
+        )
+    assert result.status == status
+    assert len(attempts) == 1 + is_admitted
 
 
 async def test_a_service_that_is_away_is_waited_for(console: Console) -> None:
@@ -314,20 +430,57 @@ async def test_a_normal_end_is_no_failure(console: Console) -> None:
 
 
 async def test_a_server_without_the_dialect_is_understood(console: Console) -> None:
-    """The plain dialect's payloads are shown as notifications."""
+    """The plain dialect's payloads are shown as notifications, whatever is in them."""
 
     async def handler(connection: ServerConnection) -> None:
         await connection.send('{"event": "plain", "data": {"a": 1}}')
         await connection.send("no JSON")
+        await connection.send('{"type": "resync", "event": "typed", "data": {}}')
         await connection.wait_closed()
 
     async with serve(handler, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         url = f"ws://127.0.0.1:{port}/"
-        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "2")
-    first, second = result.out.splitlines()
+        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "3")
+    first, second, third = result.out.splitlines()
     assert first.endswith('  plain  {"a": 1}')
     assert second.endswith('  (no event)  "no JSON"')
+    assert third.endswith("  typed  {}")
+
+
+async def test_a_server_that_does_not_resume_is_told_as_that(console: Console) -> None:
+    """Durable notifications have ids in the plain dialect too, but nothing goes on from them."""
+    attempts = []
+
+    async def handler(connection: ServerConnection) -> None:
+        attempts.append(connection)
+        payload = {"id": f"{len(attempts)}-1", "event": f"event_{len(attempts)}", "data": {}}
+        await connection.send(json.dumps(payload))
+        if len(attempts) == 1:
+            connection.transport.abort()
+        else:
+            await connection.wait_closed()
+
+    async with serve(handler, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        result = await console.run("tail", "--url", url, "--token", TOKEN, "--count", "2")
+    assert [line.split()[1] for line in result.out.splitlines()] == ["event_1", "event_2"]
+    assert result.error_lines[-1] == (
+        "notifications may have been missed: the service does not resume"
+    )
+
+
+async def test_a_server_without_the_dialect_can_refuse(console: Console) -> None:
+    """An open connection is no welcome: the next token would be refused as well."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.close(1008, json.dumps({"error_code": "AUTHENTICATION_ERROR"}))
+
+    async with serve(handler, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        result = await console.run("tail", "--url", url, "--user", "u", JWT_SECRET_KEY="k" * 40)
+    assert result.status == 1
+    assert result.error_lines[-1].startswith("Error: the service refused: 1008")
 
 
 async def test_a_reader_that_leaves_ends_it_at_once(console: Console, dev: Dev) -> None:
