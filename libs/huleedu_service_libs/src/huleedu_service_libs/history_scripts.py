@@ -3,7 +3,7 @@
 from string import Template
 from typing import Final
 
-from huleedu_service_libs.notification_scripts import TEXT_OF, renewal_interval_s
+from huleedu_service_libs.notification_scripts import TEXT_OF
 from huleedu_service_libs.notification_settings import HistoryLimits
 from huleedu_service_libs.redis_scripts import Script
 
@@ -107,8 +107,7 @@ def open_script(limits: HistoryLimits) -> Script:
 
     Returns the id.
     """
-    id_retention_s = limits.id_retention_s + renewal_interval_s(limits)
-    return Script(Template(_OPEN).substitute(last=_LAST, id_retention_s=id_retention_s))
+    return Script(Template(_OPEN).substitute(last=_LAST, id_retention_s=limits.id_retention_s))
 
 
 READ_AFTER: Final = Script(

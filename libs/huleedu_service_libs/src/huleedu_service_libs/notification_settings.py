@@ -15,7 +15,7 @@ class HistoryLimits:
     size: int = 200
     """Notifications. Above a size of 100, up to 15 and a stream node (100, or 4 KiB) more."""
     ttl_s: int = 86_400
-    """Seconds after the user's last notification, and up to a 24th of them more."""
+    """Seconds after the user's last notification, or up to a thousandth of them less."""
     id_retention_s: int = 30 * 86_400
     """Seconds for which the newest id is remembered; at least `ttl_s`."""
     idempotency_ttl_s: int = 86_400

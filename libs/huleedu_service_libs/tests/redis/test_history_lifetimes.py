@@ -18,9 +18,8 @@ from libs.huleedu_service_libs.tests.redis.conftest import StartServer, Until
 
 KEYS = UserKeys.of(user_channel("t"))
 DAY_S = 86_400
-# Expiries are renewed once in a 24th of the history's lifetime, and last so much longer.
-HISTORY_TTLS = range(DAY_S + 3600 - 30, DAY_S + 3600 + 1)
-LAST_TTLS = range(30 * DAY_S + 3600 - 30, 30 * DAY_S + 3600 + 1)
+HISTORY_TTLS = range(DAY_S - 30, DAY_S + 1)
+LAST_TTLS = range(30 * DAY_S - 30, 30 * DAY_S + 1)
 NODE_ENTRIES = 100
 PUBLISHES_PER_TRIM = 16
 
