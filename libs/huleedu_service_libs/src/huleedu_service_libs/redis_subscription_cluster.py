@@ -73,6 +73,7 @@ class SubscriptionCluster:
             link.attach(name, subscription)
         else:
             self._waiting.setdefault(name, Channel(name)).subscriptions.add(subscription)
+            self._survey.doubt()
 
     def detach(self, name: bytes, subscription: Subscription) -> None:
         """Undo `attach`; the last one unsubscribes the channel."""
@@ -172,6 +173,8 @@ class SubscriptionCluster:
             self._shards.pop(endpoint).running.cancel()
         for shard in self._shards.values():
             shard.link.try_again()
+        if self._waiting:
+            self._survey.doubt()
 
     def _rearrange(self) -> None:
         moved, self._waiting = list(self._waiting.values()), {}

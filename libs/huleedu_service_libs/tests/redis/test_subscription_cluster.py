@@ -174,6 +174,37 @@ async def test_slot_that_moves(sharded_cluster: RedisCluster, hear: Next) -> Non
         assert (statistics.connections_opened, statistics.times_deaf) == (opened, 0)
 
 
+async def test_slot_that_nobody_serves_for_a_while(sharded_cluster: RedisCluster) -> None:
+    """Subscribers of a slot that has no node wait for one, and those of others go on."""
+    cluster = sharded_cluster
+    slot = hash_slot("a")
+    target = await other_master(cluster, await cluster.node_of(slot))
+    async with (
+        attentive(cluster) as client,
+        client.subscribe("a", mark_gaps=True) as old,
+        client.subscribe("b") as other,
+    ):
+        await heard(client)
+        for node in cluster.nodes:
+            await cluster.admin(node).ask("CLUSTER", "DELSLOTS", slot)
+
+        async def unserved() -> bool:
+            try:
+                async with client.subscribe("{a}2"):
+                    return False
+            except exceptions.TimeoutError:
+                return True
+
+        await until(unserved)
+        await cluster.admin(cluster.nodes[0]).publish("b", "again")
+        assert await until_again(other) == [b"again"]
+        await cluster.admin(target).ask("CLUSTER", "ADDSLOTS", slot)
+        payloads = await heard_again(client, "a", old)
+        assert isinstance(payloads[0], Gap)
+        async with client.subscribe("{a}2") as new:
+            await heard_again(client, "{a}2", new)
+
+
 async def test_leaving_just_when_the_slot_moves(sharded_cluster: RedisCluster, hear: Next) -> None:
     """A subscriber that leaves while Redis takes the channel away confuses nobody's answers."""
     cluster = sharded_cluster

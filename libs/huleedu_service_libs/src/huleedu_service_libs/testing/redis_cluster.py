@@ -1,8 +1,9 @@
 """A Redis Cluster of real processes, with slots that move and nodes that die."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ SLOTS: Final = 16384
 BUS_PORT_OFFSET: Final = 10000
 MIGRATE_TIMEOUT_MS: Final = 5000
 KEYS_PER_MIGRATE: Final = 100
+# Redis gives a failover on demand up after 5 s, without a word.
+MANUAL_FAILOVER_S: Final = 6.0
 
 
 class RedisCluster:
@@ -208,8 +211,12 @@ class RedisCluster:
         return node
 
     async def promote(self, replica: RedisServer) -> None:
-        """Have a replica begin to take over from its master, which lives on as its replica."""
-        await self._cluster(replica, "FAILOVER")
+        """Have a replica take over from its master, which lives on as its replica."""
+        while True:
+            await self._cluster(replica, "FAILOVER")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MANUAL_FAILOVER_S):
+                    return await until(partial(self._is_master, replica))
 
     async def cut_replication(self, master: RedisServer) -> None:
         """Disconnect the master's replicas: what it gets from now on, a failover loses."""
