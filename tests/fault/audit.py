@@ -5,8 +5,9 @@ first as its predecessor, or the tab was told in between that something may be m
 tab is told by the end of its connection, and counts from the next one on.
 
 A receipt that fits nowhere is a loss too: what Redis has acknowledged belongs into the chain. Only
-where Redis itself went back can an acknowledged notification have vanished without a link that
-names it; that is *forgotten*, and no service that was not listening could know of it.
+where Redis itself went back, or had two masters for a while, can an acknowledged notification have
+vanished without a link that names it; that is *forgotten*, and no service that was not listening
+could know of it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -22,6 +23,7 @@ from tests.fault.ledger import (
     Opened,
     Publication,
     Received,
+    Remark,
     Resynced,
     TabHistory,
     Welcomed,
@@ -30,6 +32,10 @@ from tests.fault.ledger import (
 # No close frame, a restart, Redis away, a queue that is full: what a tab comes back from.
 HARMLESS_CLOSES: Final = frozenset({1006, 1012, 1013, 4008})
 MAX_EXAMPLES: Final = 5
+"""Of each kind."""
+# What is told of a loss: so many notes of the tab before and after it, and remarks before it.
+NOTES_AROUND: Final = 3
+REMARKS_BEFORE: Final = 4
 
 
 @dataclass(slots=True)
@@ -52,12 +58,14 @@ class Figures:
     closes: Counter[int] = field(default_factory=Counter)
     breaches: list[str] = field(default_factory=list)
     """Of the protocol."""
+    losses: list[str] = field(default_factory=list)
+    """Some of what was lost, with what the ledger has around it."""
     examples: list[str] = field(default_factory=list)
-    """Some of what was lost or forgotten."""
+    """Some of what was forgotten."""
 
     def __str__(self) -> str:
         lines = [f"{name:<24}{text}" for name, text in self.counts().items()]
-        return "\n".join([*lines, *self.breaches, *self.examples])
+        return "\n".join([*lines, *self.breaches, *self.losses, *self.examples])
 
     def counts(self) -> dict[str, str]:
         """By what a person would call each."""
@@ -103,19 +111,76 @@ def audit(ledger: Ledger) -> Figures:
     for publication in ledger.publications.values():
         figures.published += publication.id is not None
         by_user.setdefault(publication.user, []).append(publication)
-    for tab in ledger.tabs:
-        _TabAudit(tab, by_user.get(tab.user, ()), figures).run()
+    for user, tabs in _by_user(ledger.tabs).items():
+        publications = by_user.get(user, [])
+        chains = _Chains(publications, tabs)
+        for tab in tabs:
+            _TabAudit(tab, publications, chains, ledger.remarks, figures).run()
     return figures
+
+
+def _by_user(tabs: Sequence[TabHistory]) -> dict[str, list[TabHistory]]:
+    by_user: dict[str, list[TabHistory]] = {}
+    for tab in tabs:
+        by_user.setdefault(tab.user, []).append(tab)
+    return by_user
+
+
+class _Chains:
+    """What receipts and all tabs of one user tell of the chains that Redis has had for it."""
+
+    def __init__(self, publications: Sequence[Publication], tabs: Sequence[TabHistory]) -> None:
+        self._prev: dict[str, str | None] = {}
+        # From when on each was there for certain: Redis may have had it long before.
+        self._known_at: dict[str, Moment] = {}
+        for publication in publications:
+            if publication.id is not None and publication.ended is not None:
+                self._know(publication.id, publication.ended)
+        for tab in tabs:
+            for note in tab.notes:
+                match note:
+                    case Received():
+                        self._prev[note.id] = note.prev
+                        self._know(note.id, note.at)
+                        self._know(note.prev, note.at)
+                    case Welcomed() | Resynced():
+                        self._know(note.cursor, note.at)
+
+    def _know(self, id_: str | None, at: Moment) -> None:
+        if id_ is not None:
+            self._known_at[id_] = min(at, self._known_at.get(id_, at))
+
+    def lack(self, publication: Publication, later: str) -> bool:
+        """Whether the chain that `later` ends has no place for what was published before it.
+
+        In a chain, what is published later has a higher offset, and each offset is given once.
+        """
+        offset = _offset(publication.id)
+        if _offset(later) <= offset:
+            return True
+        link: str | None = later
+        while link is not None and _offset(link) > offset:
+            if self._known_at[link] < publication.began:
+                return True
+            link = self._prev.get(link)
+        return link is not None and link != publication.id and _offset(link) == offset
 
 
 class _TabAudit:
     """Goes through one tab's notes, then looks for what is in none of them."""
 
     def __init__(
-        self, tab: TabHistory, publications: Sequence[Publication], figures: Figures
+        self,
+        tab: TabHistory,
+        publications: Sequence[Publication],
+        chains: _Chains,
+        remarks: Sequence[Remark],
+        figures: Figures,
     ) -> None:
         self._tab = tab
         self._publications = publications
+        self._chains = chains
+        self._remarks = remarks
         self._by_key = {publication.key: publication for publication in publications}
         self._figures = figures
         # Where the tab stands; meaningless while it may go on anywhere.
@@ -200,15 +265,17 @@ class _TabAudit:
                 # At least one: the same offset can belong to two chains.
                 self._figures.lost += max(1, _offset(note.id) - before - 1)
                 self._holes.append((before, _offset(note.id)))
-                self._explain(f"{note.id} after {note.prev}, received at {note.at} at {position}")
+                self._explain_loss(f"stood at {position} when {note.id} came", note.at)
         self._ids.add(note.id)
         self._keys.add(note.key)
 
     def _look_for_missing(self) -> None:
         received = [note for note in self._tab.notes if isinstance(note, Received)]
         moments = [note.at for note in received]
+        # Two masters may each have carried out an attempt: under either id it is the same.
+        keys = {note.key for note in received}
         for publication in self._publications:
-            if publication.id is None or publication.id in self._ids:
+            if publication.id is None or publication.id in self._ids or publication.key in keys:
                 continue
             following = self._following(publication, received, moments)
             told_at = self._told_at[bisect_right(self._told_at, publication.began) :][:1]
@@ -217,12 +284,12 @@ class _TabAudit:
             if is_told or any(first <= offset < last for first, last in self._holes):
                 continue
             what = f"{publication.id}, acknowledged at {publication.ended}"
-            if following is not None and self._is_forked(publication, following):
+            if following is not None and self._chains.lack(publication, following.id):
                 self._figures.forgotten += 1
-                self._explain(f"{what}, is of another chain than {following.id}")
+                self._give_example(f"{what}, is of another chain than {following.id}")
             else:
                 self._figures.lost += 1
-                self._explain(f"{what}, is missing")
+                self._explain_loss(f"{what}, is missing", publication.began)
 
     def _following(
         self, publication: Publication, received: Sequence[Received], moments: Sequence[Moment]
@@ -234,26 +301,22 @@ class _TabAudit:
                 return note
         return None
 
-    def _is_forked(self, publication: Publication, following: Received) -> bool:
-        """Whether Redis has had two chains since the tab was told of a gap.
-
-        In one chain, what is published later has a higher offset, and each offset is given once.
-        """
-        since = self._told_at[bisect_left(self._told_at, following.at) - 1]
-        until = self._by_key[following.key].began
-        offset = _offset(publication.id)
-        return any(
-            (other_offset == offset and other.id != publication.id)
-            or (other_offset < offset and _is_before(publication, other))
-            or (other_offset > offset and _is_before(other, publication))
-            for other in self._publications
-            if other.id is not None and since < other.began <= until
-            for other_offset in (_offset(other.id),)
-        )
-
-    def _explain(self, what: str) -> None:
+    def _give_example(self, what: str) -> None:
         if len(self._figures.examples) < MAX_EXAMPLES:
             self._figures.examples.append(f"{self._tab.name}: {what}")
+
+    def _explain_loss(self, what: str, at: Moment) -> None:
+        if len(self._figures.losses) == MAX_EXAMPLES:
+            return
+        notes, remarks = self._tab.notes, self._remarks
+        index = bisect_left(notes, at, key=lambda note: note.at)
+        last = bisect_right(remarks, at, key=lambda remark: remark.at)
+        around = [
+            *remarks[max(0, last - REMARKS_BEFORE) : last],
+            *notes[max(0, index - NOTES_AROUND) : index + NOTES_AROUND],
+        ]
+        lines = [f"\n    {entry}" for entry in sorted(around, key=lambda entry: entry.at)]
+        self._figures.losses.append(f"{self._tab.name}: {what}{''.join(lines)}")
 
 
 def _counted(counts: Counter[str] | Counter[int]) -> str:

@@ -74,6 +74,14 @@ class Closed:
     code: int
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something else that a reader of the ledger wants to know of, a fault for example."""
+
+    at: Moment
+    text: str
+
+
 Note = Opened | Welcomed | Received | Resynced | Closed
 
 
@@ -109,6 +117,7 @@ class Ledger:
     def __init__(self) -> None:
         self.publications: dict[str, Publication] = {}
         self.tabs: list[TabHistory] = []
+        self.remarks: list[Remark] = []
         self.receipts: Counter[str] = Counter()
         """By user, as the next."""
         self.uncertain_attempts: Counter[str] = Counter()
@@ -127,6 +136,10 @@ class Ledger:
         tab = TabHistory(name, user, is_plain)
         self.tabs.append(tab)
         return tab
+
+    def remark(self, text: str) -> None:
+        """Note what happens beside publications and tabs."""
+        self.remarks.append(Remark(self.now(), text))
 
     def begin(self, user: str, key: str) -> Publication:
         """Before the first attempt to publish."""

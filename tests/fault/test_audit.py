@@ -78,6 +78,30 @@ def test_whole(v1: Story) -> None:
     assert (figures.published, figures.delivered, figures.closes) == (4, 3, {1006: 1})
 
 
+def test_what_is_told_of_a_loss(v1: Story) -> None:
+    """Whoever looks for the cause of a loss finds what broke then, and what the tab got around it.
+
+    Also where much more was forgotten.
+    """
+    v1.ledger.remark("long ago")
+    for n in range(10):
+        v1.publish(f"{n + 4}-2")
+        v1.ledger.remark(f"master killed, {n}")
+    v1.publish("3-1", "4-1")
+    v1.receive("4-1", "2-1")
+    v1.ledger.remark("service killed")
+    figures = v1.figures()
+    assert (figures.lost, figures.forgotten) == (1, 10)
+    (told,) = figures.losses
+    assert "3-1" in told
+    assert "id='2-1'" in told
+    assert "id='4-1'" in told
+    assert "master killed, 9" in told
+    assert "long ago" not in told
+    assert "service killed" not in told
+    assert told in str(figures)
+
+
 def test_first_of_all() -> None:
     """A user's first notification follows nothing."""
     story = Story()
@@ -289,6 +313,44 @@ def test_forgotten_by_a_second_master(v1: Story) -> None:
     figures = v1.figures()
     assert (figures.lost, figures.forgotten) == (0, 1)
     assert "3-1" in str(figures)
+
+
+def test_forgotten_although_its_successor_has_no_receipt(v1: Story) -> None:
+    """That Redis went back is seen by what it then published, acknowledged or not."""
+    v1.close()
+    v1.publish("3-1")
+    v1.publish("3-2", receipt=False)
+    v1.welcome("3-2", given="2-1", resumed=True)
+    v1.receive("3-2", "2-1")
+    figures = v1.figures()
+    assert (figures.lost, figures.forgotten) == (0, 1)
+
+
+def test_forgotten_by_a_master_that_was_replaced_before(plain: Story) -> None:
+    """A tab that opens when there are two masters is not owed what the old one acknowledges."""
+    plain.publish("3-1", "4-1")
+    plain.receive("3-1", "2-1")
+    plain.receive("4-1", "3-1")
+    plain.close()
+    plain.open()
+    plain.publish("3-2", "5-1")
+    plain.receive("5-1", "4-1")
+    figures = plain.figures()
+    assert (figures.lost, figures.forgotten) == (0, 1)
+    assert "3-2" in str(figures)
+
+
+def test_published_by_two_masters(v1: Story) -> None:
+    """A notification that two masters have carried out, each once, is received with either id."""
+    publication = v1.ledger.begin(USER, "key")
+    v1.ledger.uncertain(publication, TimeoutError())
+    v1.receive("3-2", "2-1", key="key")
+    v1.ledger.receipt(publication, "3-1")
+    v1.publish("4-2")
+    v1.receive("4-2", "3-2")
+    figures = v1.figures()
+    assert figures.flawless
+    assert not figures.forgotten
 
 
 def test_loss_after_redis_went_back(v1: Story) -> None:

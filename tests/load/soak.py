@@ -26,6 +26,7 @@ from tests.load.faults import Fault, ServiceFaults
 from tests.load.stages import STAGES
 
 PROCESSES: Final = 2
+CLOCK: Final = "%H:%M:%S"
 TWO_AT_ONCE: Final = 0.3
 """The share of rounds with two faults."""
 # With a silent network; a stopped service takes up to 3 s.
@@ -91,10 +92,13 @@ async def _break_repeatedly(faults: Sequence[Fault], going: Traffic, outcome: Ou
     while time.monotonic() < ends_at:
         chosen = _choose_faults(faults, choose)
         names = [fault.name for fault in chosen]
-        _say(f"{outcome.topology}: {' and '.join(names)}")
+        what = " and ".join(names)
+        _say(f"{outcome.topology}: {what}")
+        going.ledger.remark(f"{what}, beginning {time.strftime(CLOCK)}")
         async with asyncio.TaskGroup() as tasks:
             for fault in chosen:
                 tasks.create_task(fault.cause(Random(choose.random())))
+        going.ledger.remark(f"{what}, ended {time.strftime(CLOCK)}")
         outcome.faults.update(names)
         await going.flows()
         await going.is_acknowledged(choose.randint(1, 30))
@@ -108,7 +112,7 @@ def _choose_faults(faults: Sequence[Fault], choose: Random) -> list[Fault]:
 
 
 def _say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201 - progress
+    print(time.strftime(CLOCK), text, file=sys.stderr, flush=True)  # noqa: T201 - progress
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -142,7 +146,8 @@ def main() -> int:
     ]
     print(table(outcomes))  # noqa: T201 - the result
     for outcome in outcomes:
-        for text in (*outcome.figures.breaches, *outcome.figures.examples):
+        figures = outcome.figures
+        for text in (*figures.breaches, *figures.losses, *figures.examples):
             _say(f"{outcome.topology}: {text}")
         if outcome.failure is not None:
             _say(f"{outcome.topology} did not come to rest:\n{outcome.failure}")

@@ -12,9 +12,11 @@ from redis.exceptions import ResponseError
 from huleedu_service_libs.redis_server import RedisServer
 from huleedu_service_libs.testing.admin import Admin
 from huleedu_service_libs.testing.polling import until
-from huleedu_service_libs.testing.replication import cut_replication, follows, mend_replication
+from huleedu_service_libs.testing.replication import cut_replication, follows
 
 SERVICE_NAME: Final = "mymaster"
+# After twice as long a failover that has failed is tried again.
+FAILOVER_TIMEOUT_MS: Final = 10_000
 
 
 class RedisSentinels:
@@ -22,8 +24,9 @@ class RedisSentinels:
 
     An async context manager: entered once every sentinel knows of all the others and of the
     replicas, and these have what the master has. A master that is silent for `down_after_ms` is
-    taken for dead. `options` and `sentinel_options` are further redis.conf directives, for
-    example passwords, of the servers and of the sentinels.
+    taken for dead; with no more than a second so may be a new one, which is pinged for the first
+    time a second after a failover. `options` and `sentinel_options` are further redis.conf
+    directives, for example passwords, of the servers and of the sentinels.
 
     What waits raises TimeoutError as `polling.until` does.
     """
@@ -34,7 +37,7 @@ class RedisSentinels:
         *,
         replicas: int = 1,
         sentinels: int = 3,
-        down_after_ms: int = 1000,
+        down_after_ms: int = 1500,
         options: Mapping[str, str] | None = None,
         sentinel_options: Mapping[str, str] | None = None,
     ) -> None:
@@ -52,7 +55,7 @@ class RedisSentinels:
 
     @property
     def master(self) -> RedisServer:
-        """The master, as of the beginning or the last `new_master()`."""
+        """The master, as of the beginning or of the last wait for one, or for its replicas."""
         if self._master is None:
             raise RuntimeError("the sentinel set is not running: enter it with `async with`")
         return self._master
@@ -119,7 +122,7 @@ class RedisSentinels:
         lines = [
             f"monitor {SERVICE_NAME} 127.0.0.1 {self.master.port} {quorum}",
             f"down-after-milliseconds {SERVICE_NAME} {self._down_after_ms}",
-            f"failover-timeout {SERVICE_NAME} {10 * self._down_after_ms}",
+            f"failover-timeout {SERVICE_NAME} {FAILOVER_TIMEOUT_MS}",
         ]
         if "requirepass" in self._options:
             lines.append(f"auth-pass {SERVICE_NAME} {self._options['requirepass']}")
@@ -173,11 +176,27 @@ class RedisSentinels:
         try:
             await sentinel.ask("SENTINEL", "FAILOVER", SERVICE_NAME)
         except ResponseError as error:
-            # It has not noticed yet that a replica has come back.
-            if not str(error).startswith("NOGOODSLAVE"):
+            # It has not noticed yet that a replica has come back, or is at the last one still.
+            if not str(error).startswith(("NOGOODSLAVE", "INPROG")):
                 raise
             return False
         return True
+
+    async def replace_master(self) -> RedisServer:
+        """Have the sentinels replace a master that is well, and return the new one.
+
+        As after `promote_replica()`, the old one stays a master in its own eyes. A failover that
+        is given up is begun again: a sentinel that takes the replica for a former master, as it
+        was some seconds ago, demotes it at once.
+        """
+        await until(partial(self._is_replaced, self.master))
+        return self.master
+
+    async def _is_replaced(self, old: RedisServer) -> bool:
+        if await self._named_by(self.sentinels[0]) == old.port:
+            await self._failover_has_begun()
+            return False
+        return await self._agree_on_other_than(old)
 
     async def new_master(self) -> RedisServer:
         """Wait until every running sentinel names another master, and return that one."""
@@ -186,27 +205,35 @@ class RedisSentinels:
         return self.master
 
     async def _agree_on_other_than(self, old: RedisServer) -> bool:
-        named = set()
-        for sentinel in self.sentinels:
-            if sentinel.is_running:
-                _, port = await self.admin(sentinel).ask(
-                    "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE_NAME
-                )
-                named.add(int(port))
-        if len(named) != 1 or old.port in named:
+        named = await self._named_master()
+        # The old one may hang.
+        if named is None or named is old or not await self._is_master(named):
             return False
-        master = next(server for server in self._servers if server.port in named)
-        if (await self.admin(master).ask("ROLE"))[0] != "master":
-            return False
-        self._master = master
+        self._master = named
         return True
+
+    async def _named_master(self) -> RedisServer | None:
+        """By every running sentinel; None where they do not agree."""
+        asked = [sentinel for sentinel in self.sentinels if sentinel.is_running]
+        ports = {await self._named_by(sentinel) for sentinel in asked}
+        if len(ports) != 1:
+            return None
+        return next(server for server in self._servers if server.port in ports)
+
+    async def _named_by(self, sentinel: RedisServer) -> int:
+        _, port = await self.admin(sentinel).ask(
+            "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE_NAME
+        )
+        return int(port)
+
+    async def _is_master(self, server: RedisServer) -> bool:
+        return bool((await self.admin(server).ask("ROLE"))[0] == "master")
 
     async def rejoin(self, server: RedisServer) -> None:
         """Make a former master, dead or alive, a replica of the present one, and wait for it."""
         if not server.is_running:
             await server.launch()
-        await self.admin(server).replicaof("127.0.0.1", self.master.port)
-        await self._mend_replication(server)
+        await self._let_follow([server])
 
     async def cut_replication(self) -> None:
         """Disconnect all replicas: what is written from now on, a failover loses.
@@ -219,9 +246,23 @@ class RedisSentinels:
 
     async def mend_replication(self) -> None:
         """Let the replicas connect again, and wait until they have what the master has."""
-        for replica in self.replicas:
-            await self._mend_replication(replica)
+        await self._let_follow([server for server in self._servers if server.is_running])
 
-    async def _mend_replication(self, replica: RedisServer) -> None:
-        password = self._options.get("masterauth", "")
-        await mend_replication(self.admin(replica), self.master.port, password)
+    async def _let_follow(self, servers: Sequence[RedisServer]) -> None:
+        for server in servers:
+            password = self._options.get("masterauth", "")
+            await self.admin(server).config_set("masterauth", password)
+        await until(partial(self._follow, servers))
+
+    async def _follow(self, servers: Sequence[RedisServer]) -> bool:
+        # Asked each time: on a busy machine they may find a master dead that is only slow.
+        master = await self._named_master()
+        if master is None or not await self._is_master(master):
+            return False
+        self._master = master
+        for server in servers:
+            if server is not master and not await follows(self.admin(server), master.port):
+                # It changes nothing for one that is about to.
+                await self.admin(server).replicaof("127.0.0.1", master.port)
+                return False
+        return True

@@ -33,4 +33,6 @@ async def mend_replication(replica: Admin, master_port: int, master_password: st
 
 
 async def _is_disconnected(replica: Admin) -> bool:
-    return bool((await replica.ask("ROLE"))[3] != "connected")
+    role = await replica.ask("ROLE")
+    # It may have been made a master meanwhile.
+    return bool(role[0] != "slave" or role[3] != "connected")
