@@ -6,11 +6,14 @@ from quart_dishka import QuartDishka
 from huleedu_service_libs.error_handling.quart import register_error_handlers
 from huleedu_service_libs.logging_utils import configure_service_logging
 from services.websocket_service.config import Settings
-from services.websocket_service.credentials import ASGIApp, CredentialShield
+from services.websocket_service.credentials import ASGIApp, Channel, CredentialShield, Scope
 from services.websocket_service.di import create_container
 from services.websocket_service.routers.health_routes import health_blueprint
 from services.websocket_service.routers.metrics_routes import metrics_blueprint
-from services.websocket_service.routers.websocket_routes import websocket_blueprint
+from services.websocket_service.routers.websocket_routes import (
+    serve_websockets,
+    websocket_blueprint,
+)
 from services.websocket_service.startup_setup import Lifespan
 
 
@@ -25,12 +28,33 @@ def create_app(settings: Settings, container: AsyncContainer | None = None) -> Q
     register_error_handlers(app)
     for blueprint in (websocket_blueprint, health_blueprint, metrics_blueprint):
         app.register_blueprint(blueprint)
+    serve_websockets(app, container)
     QuartDishka(app, container)
     Lifespan(settings, container).register(app)
-    asgi_app: ASGIApp = app.asgi_app
+    asgi_app = _with_path(app.asgi_app)
     if settings.ENABLE_TRACING:
-        # No span per frame: a connection lives for hours.
-        asgi_app = OpenTelemetryMiddleware(asgi_app, exclude_spans=["receive", "send"])
+        asgi_app = _traced_http(asgi_app)
     # Outermost: whatever comes after it sees no token.
     app.asgi_app = CredentialShield(asgi_app)  # type: ignore[method-assign,assignment]
     return app
+
+
+def _with_path(app: ASGIApp) -> ASGIApp:
+    """A request line may hold a query alone; Quart looks at the first character of the path."""
+
+    async def with_path(scope: Scope, receive: Channel, send: Channel) -> None:
+        if scope["type"] in {"http", "websocket"} and not scope["path"].startswith("/"):
+            scope["path"] = "/" + scope["path"]
+        await app(scope, receive, send)
+
+    return with_path
+
+
+def _traced_http(app: ASGIApp) -> ASGIApp:
+    """A span for each HTTP request; sessions make their own."""
+    traced = OpenTelemetryMiddleware(app, exclude_spans=["receive", "send"])
+
+    async def traced_http(scope: Scope, receive: Channel, send: Channel) -> None:
+        await (traced if scope["type"] == "http" else app)(scope, receive, send)
+
+    return traced_http

@@ -146,7 +146,7 @@ def reason_text(
         room = MAX_REASON_BYTES - len(_compact({**fields, "message": ""}))
         if len(_compact(reason.message)) - len('""') <= room:
             break
-    message = reason.message
+    message = reason.message[: max(room, 0)]
     while message and len(_compact(message)) - len('""') > room:
         message = message[:-1]
     return _compact({**fields, "message": message}).decode()

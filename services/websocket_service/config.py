@@ -79,6 +79,9 @@ class Settings(JWTValidationSettings, NotificationSettings):
         validation_alias=AliasChoices("WEBSOCKET_SERVICE_PORT", "WEBSOCKET_PORT"),
         description="TCP port of `websocket-service serve`",
     )
+    WEBSOCKET_WORKERS: PositiveInt = Field(
+        default=1, description="Processes of `websocket-service serve`"
+    )
     WEBSOCKET_PING_INTERVAL: PositiveSeconds = Field(
         default=30, description="Seconds between protocol pings, and between v1 heartbeats"
     )
@@ -94,21 +97,30 @@ class Settings(JWTValidationSettings, NotificationSettings):
     WEBSOCKET_MAX_MESSAGE_BYTES: PositiveInt = Field(
         default=65_536, description="Bytes of one inbound message; above it: close 1009"
     )
-    WEBSOCKET_MAX_MESSAGES_PER_SECOND: PositiveInt = Field(
+    WEBSOCKET_MAX_FRAMES_PER_SECOND: PositiveInt = Field(
         default=100,
-        description="Inbound messages per second and connection, sustained; above it: close 4009",
+        description="Inbound frames per second and connection, sustained, pings and fragments "
+        "included; above it: close 4009",
     )
-    WEBSOCKET_MESSAGE_BURST: PositiveInt = Field(
-        default=2_000, description="Inbound messages that may come at once"
+    WEBSOCKET_FRAME_BURST: PositiveInt = Field(
+        default=2_000, description="Inbound frames that may come at once"
     )
     WEBSOCKET_OUTBOX_MAX_BYTES: PositiveInt = Field(
         default=33_554_432, description="Bytes waiting for one connection; above it: close 4008"
     )
+    WEBSOCKET_OUTBOXES_MAX_BYTES: PositiveInt = Field(
+        default=268_435_456,
+        description="Bytes waiting for all connections of this process; above it the fullest are "
+        "closed with 4008",
+    )
     WEBSOCKET_OUTBOX_MAX_FRAMES: PositiveInt = Field(
         default=20_000, description="Frames waiting for one connection; above it: close 4008"
     )
+    WEBSOCKET_OUTBOX_MAX_AGE: PositiveSeconds = Field(
+        default=30, description="Seconds that a frame may wait for a slow client; then close 4008"
+    )
     WEBSOCKET_WRITE_TIMEOUT: PositiveSeconds = Field(
-        default=20, description="Seconds that one write may wait for the peer; then close 4008"
+        default=20, description="Seconds in which the peer takes nothing at all; then close 4008"
     )
     WEBSOCKET_CLOSE_TIMEOUT: PositiveSeconds = Field(
         default=2, description="Seconds that the peer has to answer our close frame"
@@ -116,6 +128,15 @@ class Settings(JWTValidationSettings, NotificationSettings):
     WEBSOCKET_RETRY_AFTER: PositiveSeconds = Field(
         default=2,
         description="Seconds after which a client should come back (1012, 1013), spread by half",
+    )
+
+    WEBSOCKET_COMPRESSION: bool = Field(
+        default=False, description="Agree on permessage-deflate with clients that offer it"
+    )
+    HYPERCORN_TUNING: bool = Field(
+        default=True,
+        description="Under Hypercorn, write frames straight to the transport and more; without it "
+        "all works, at a multiple of the cost",
     )
 
     REDIS_URL: str = Field(
@@ -154,6 +175,16 @@ class Settings(JWTValidationSettings, NotificationSettings):
         except HuleEduError as error:
             return f"{error.error_detail.message}: without it every client is refused"
         return None
+
+    @property
+    def longest_drain_s(self) -> float:
+        """Seconds after which a shutdown waits for no client any more.
+
+        A session may have to wait for Redis, in a handshake, or for a client that reads what is
+        queued; and then for the answer to its close frame. Cut off earlier, it ends with 1006.
+        """
+        longest_wait_s = max(self.REDIS_TIMEOUT, self.WEBSOCKET_CLOSE_TIMEOUT)
+        return longest_wait_s + self.WEBSOCKET_CLOSE_TIMEOUT + 0.5
 
     def problems(self) -> list[str]:
         """One sentence for each setting that keeps the service from doing its work safely."""

@@ -15,33 +15,19 @@ ConnectionId = NewType("ConnectionId", str)
 
 
 class PeerProtocol(Protocol):
-    """What the server knows of the other side, below the messages."""
+    """What has to be known of the far end to look after a connection."""
 
     @property
-    def last_heard(self) -> float:
-        """The event loop's time in seconds at which the last byte came."""
-        ...
-
-    @property
-    def close_code(self) -> int | None:
-        """The code of the peer's own close frame, once there is one."""
-        ...
-
-    @property
-    def violated(self) -> asyncio.Future[int]:
-        """Done, with the close code that it deserves, once the peer has sent an invalid frame."""
+    def last_heard_at(self) -> float | None:
+        """The event loop's time in seconds of the last byte; None where the server hides it."""
         ...
 
     def ping(self) -> None:
-        """Write a ping frame without waiting."""
-        ...
-
-    def finish(self) -> None:
-        """Say below WebSocket that nothing more will be written."""
+        """Write a ping without waiting."""
         ...
 
     def abort(self) -> None:
-        """Drop the TCP connection, whatever is still unsent."""
+        """Drop the connection, whatever is still unsent."""
         ...
 
 
@@ -54,16 +40,13 @@ class Connection:
     dialect: Dialect
     correlation_id: UUID
     expires_at: datetime
+    peer: PeerProtocol
     outbox: Outbox
     closing: asyncio.Future[CloseReason]
     opened_at: float
     """The event loop's time in seconds, as all others here."""
     last_written_at: float
     last_pinged_at: float
-    peer: PeerProtocol | None = None
-    """None under a server that does not tell."""
-    writing_since: float | None = None
-    """Set while a write waits for the peer."""
 
     def close(self, reason: CloseReason) -> None:
         """Ask for the end; what was asked for first stands."""

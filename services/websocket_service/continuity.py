@@ -84,9 +84,11 @@ class Continuity:
             if self._ahead:
                 self._ahead.clear()
             return Verdict.NEXT
-        if link.id == self.position or link.id in self._ahead:
-            return Verdict.SEEN
-        return Verdict.GAP
+        return Verdict.SEEN if self.has_handed_on(link.id) else Verdict.GAP
+
+    def has_handed_on(self, id_: NotificationId) -> bool:
+        """Whether it is remembered as handed on, or as behind the position."""
+        return id_ == self.position or id_ in self._ahead
 
     def read(self, page: HistoryPage) -> None:
         """Its entries are handed on now."""
@@ -103,8 +105,17 @@ class Continuity:
         self._may_see_older = True
         self._ahead.clear()
 
-    def accounts_for(self, link: Link) -> bool:
-        """After the history was read to its end: whether this live notification is no loss."""
-        # Handed on just now, collapsed, expired, or from before the position. Anything newer should
-        # have been there: Redis has lost it, and perhaps more.
+    def may_be_behind(self, link: Link) -> bool:
+        """After the history was read to its end: whether this live notification may be no loss.
+
+        It may be collapsed, expired, or from before the position; or of the chain of a master that
+        was replaced, in which offsets come again. Anything newer should have been in the history.
+        """
         return self._may_see_older and offset_of(link.id) <= offset_of(self.position)
+
+    def look_back(self, page: HistoryPage) -> None:
+        """What follows something behind the position: live copies of it may be on the way."""
+        offset = offset_of(self.position)
+        behind = [entry.id for entry in page.entries if offset_of(entry.id) <= offset]
+        if len(self._ahead) + len(behind) <= MAX_REMEMBERED_IDS:
+            self._ahead.update(behind)

@@ -1,40 +1,44 @@
 """The one place that names concrete classes."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from dishka import AsyncContainer, Provider, Scope, make_async_container, provide
-from opentelemetry.trace import Tracer
+from opentelemetry.trace import NoOpTracer, Tracer
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
     PlatformCollector,
     ProcessCollector,
+    generate_latest,
 )
 from quart_dishka import QuartProvider
 
 from common_core.timestamps import utc_now
-from huleedu_service_libs.observability import get_tracer
+from huleedu_service_libs.observability import exports_spans, get_tracer
 from huleedu_service_libs.redis_client import RedisClient
 from services.websocket_service.config import Settings
-from services.websocket_service.exchange import Exchange, SessionLimits
+from services.websocket_service.exchange import ExchangeTerms, SessionLimits
 from services.websocket_service.hub import ConnectionHub, HubLimits
-from services.websocket_service.implementations.backplane import MAX_READERS, RedisBackplane
+from services.websocket_service.implementations.backplane import RedisBackplane
 from services.websocket_service.implementations.jwt_validator import JWTValidator
 from services.websocket_service.implementations.message_listener import MessageListener
 from services.websocket_service.keeper import ConnectionKeeper, KeeperIntervals
-from services.websocket_service.metrics import ServiceCollector
+from services.websocket_service.metrics import OwnMetrics, ServiceCollector
 from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.protocols import (
     BackplaneHealthProtocol,
     BackplaneProtocol,
     JWTValidatorProtocol,
     MessageListenerProtocol,
+    MetricsProtocol,
 )
 from services.websocket_service.publication import Publication
 from services.websocket_service.session import SessionServer
+from services.websocket_service.workers.supervisor_link import SupervisorLink
 
-# A ping and a canary beside the readers of histories.
-MAX_COMMAND_CONNECTIONS = MAX_READERS + 2
+# Batches of reads, pages of histories, a ping and a canary.
+MAX_COMMAND_CONNECTIONS = 8
 
 
 class ServiceProvider(Provider):
@@ -42,9 +46,10 @@ class ServiceProvider(Provider):
 
     scope = Scope.APP
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, supervisor: SupervisorLink | None) -> None:
         super().__init__()
         self._settings = settings
+        self._supervisor = supervisor
 
     @provide
     def settings(self) -> Settings:
@@ -52,7 +57,8 @@ class ServiceProvider(Provider):
 
     @provide
     def tracer(self, settings: Settings) -> Tracer:
-        return get_tracer(settings.SERVICE_NAME)
+        # Spans that nobody gets are a tenth of a handshake and 2 KiB of a connection.
+        return get_tracer(settings.SERVICE_NAME) if exports_spans() else NoOpTracer()
 
     @provide
     async def redis_client(self, settings: Settings) -> AsyncIterator[RedisClient]:
@@ -88,18 +94,17 @@ class ServiceProvider(Provider):
                 max_connections_per_user=settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER,
                 outbox_max_bytes=settings.WEBSOCKET_OUTBOX_MAX_BYTES,
                 outbox_max_frames=settings.WEBSOCKET_OUTBOX_MAX_FRAMES,
+                outboxes_max_bytes=settings.WEBSOCKET_OUTBOXES_MAX_BYTES,
             ),
             service=settings.SERVICE_NAME,
         )
 
     @provide
-    def keeper(self, settings: Settings, hub: ConnectionHub) -> ConnectionKeeper:
+    def keeper(self, settings: Settings) -> ConnectionKeeper:
         return ConnectionKeeper(
-            hub,
             KeeperIntervals(
                 ping_interval_s=settings.WEBSOCKET_PING_INTERVAL,
                 idle_timeout_s=settings.WEBSOCKET_IDLE_TIMEOUT,
-                write_timeout_s=settings.WEBSOCKET_WRITE_TIMEOUT,
             ),
             utc_now=utc_now,
         )
@@ -115,52 +120,47 @@ class ServiceProvider(Provider):
     @provide
     def session_limits(self, settings: Settings) -> SessionLimits:
         return SessionLimits(
-            max_message_bytes=settings.WEBSOCKET_MAX_MESSAGE_BYTES,
-            messages_per_second=settings.WEBSOCKET_MAX_MESSAGES_PER_SECOND,
-            message_burst=settings.WEBSOCKET_MESSAGE_BURST,
+            frames_per_second=settings.WEBSOCKET_MAX_FRAMES_PER_SECOND,
+            frame_burst=settings.WEBSOCKET_FRAME_BURST,
             heartbeat_s=settings.WEBSOCKET_PING_INTERVAL,
+            write_timeout_s=settings.WEBSOCKET_WRITE_TIMEOUT,
+            max_age_s=settings.WEBSOCKET_OUTBOX_MAX_AGE,
             close_timeout_s=settings.WEBSOCKET_CLOSE_TIMEOUT,
             retry_after_s=settings.WEBSOCKET_RETRY_AFTER,
         )
 
     @provide
-    def exchange(
+    def exchange_terms(
         self,
         settings: Settings,
         limits: SessionLimits,
         hub: ConnectionHub,
         listener: MessageListenerProtocol,
         tracer: Tracer,
-    ) -> Exchange:
-        return Exchange(
+    ) -> ExchangeTerms:
+        return ExchangeTerms(
             service=settings.SERVICE_NAME,
             limits=limits,
             hub=hub,
             listener=listener,
             tracer=tracer,
-            utc_now=utc_now,
         )
 
     @provide
     def sessions(
         self,
         settings: Settings,
-        limits: SessionLimits,
+        terms: ExchangeTerms,
         validator: JWTValidatorProtocol,
-        hub: ConnectionHub,
         backplane: BackplaneProtocol,
-        exchange: Exchange,
-        tracer: Tracer,
+        keeper: ConnectionKeeper,
     ) -> SessionServer:
         return SessionServer(
-            service=settings.SERVICE_NAME,
-            limits=limits,
+            terms=terms,
             origins=AllowedOrigins(settings.CORS_ORIGINS),
             validator=validator,
-            hub=hub,
             backplane=backplane,
-            exchange=exchange,
-            tracer=tracer,
+            keeper=keeper,
         )
 
     @provide
@@ -172,7 +172,20 @@ class ServiceProvider(Provider):
         GCCollector(registry=registry)
         return registry
 
+    @provide
+    async def metrics(
+        self, registry: CollectorRegistry, hub: ConnectionHub
+    ) -> AsyncIterator[MetricsProtocol]:
+        if self._supervisor is None:
+            yield OwnMetrics(registry, hub)
+            return
+        # What it reports last, the drain has been counted, and Redis is still there to be asked.
+        async with self._supervisor.serving(partial(generate_latest, registry)):
+            yield self._supervisor
 
-def create_container(settings: Settings) -> AsyncContainer:
-    """Everything that the routes ask for."""
-    return make_async_container(ServiceProvider(settings), QuartProvider())
+
+def create_container(
+    settings: Settings, *, supervisor: SupervisorLink | None = None
+) -> AsyncContainer:
+    """Everything that the routes ask for; one of several workers has a supervisor."""
+    return make_async_container(ServiceProvider(settings, supervisor), QuartProvider())

@@ -1,20 +1,23 @@
-"""What goes on while a connection is open: listen, write, read, each in a task of its own."""
+"""What goes on while a connection is open: listen, write, read."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from typing import Final
 
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from common_core.error_enums import ErrorCode
 from huleedu_service_libs.error_handling import create_error_detail_with_context
-from huleedu_service_libs.observability import use_trace_context
+from huleedu_service_libs.logging_utils import create_service_logger
+from huleedu_service_libs.observability import extract_trace_context
 from services.websocket_service import frames
 from services.websocket_service.close_reasons import (
     BINARY_FRAME,
-    MESSAGE_TOO_BIG,
+    CLIENT_CLOSED,
+    CLIENT_GONE,
+    DEFECT,
     PROTOCOL_VIOLATION,
     RATE_LIMITED,
     SLOW_CONSUMER,
@@ -25,193 +28,239 @@ from services.websocket_service.connection import Connection
 from services.websocket_service.continuity import Opening
 from services.websocket_service.frames import Dialect, InvalidFrame
 from services.websocket_service.hub import ConnectionHub
-from services.websocket_service.outbox import OutboundFrame
-from services.websocket_service.protocols import MessageListenerProtocol, SocketProtocol
-from services.websocket_service.publication import Publication
+from services.websocket_service.outbound import OutboundFrame, joined
+from services.websocket_service.protocols import (
+    MessageListenerProtocol,
+    PayloadsProtocol,
+    SocketProtocol,
+)
 from services.websocket_service.rate_limit import TokenBucket
+
+logger = create_service_logger(__name__)
+
+# One write holds at most as much, or one frame.
+MAX_WRITE_BYTES: Final = 32_768
 
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
     """What a client may send and how long it may take."""
 
-    max_message_bytes: int
-    messages_per_second: int
-    message_burst: int
+    frames_per_second: int
+    frame_burst: int
     heartbeat_s: float
+    write_timeout_s: float
+    max_age_s: float
     close_timeout_s: float
     retry_after_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class ExchangeTerms:
+    """What all exchanges of a process share."""
+
+    service: str
+    limits: SessionLimits
+    hub: ConnectionHub
+    listener: MessageListenerProtocol
+    tracer: Tracer
+
+
 class Exchange:
-    """Runs the tasks of one connection after the other; holds no state of its own."""
+    """Carries frames between one connection's outbox and its socket, and judges what comes.
+
+    It is the socket's listener, and the consumer of the connection's outbox.
+    """
+
+    __slots__ = ("_bucket", "_connection", "_is_behind", "_loop", "_socket", "_stall", "_terms")
 
     def __init__(
-        self,
-        *,
-        service: str,
-        limits: SessionLimits,
-        hub: ConnectionHub,
-        listener: MessageListenerProtocol,
-        tracer: Tracer,
-        utc_now: Callable[[], datetime],
+        self, terms: ExchangeTerms, socket: SocketProtocol, connection: Connection
     ) -> None:
-        self._service = service
-        self._limits = limits
-        self._hub = hub
-        self._listener = listener
-        self._tracer = tracer
-        self._utc_now = utc_now
+        self._terms = terms
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket
+        self._connection = connection
+        self._bucket = TokenBucket(
+            rate=terms.limits.frames_per_second,
+            burst=terms.limits.frame_burst,
+            clock=self._loop.time,
+        )
+        self._is_behind = False
+        self._stall: asyncio.TimerHandle | None = None
+        connection.outbox.on_offer = self._flush
+        socket.listen(self)
 
-    async def run(
-        self,
-        socket: SocketProtocol,
-        connection: Connection,
-        payloads: AsyncIterator[bytes],
-        opening: Opening,
-    ) -> CloseReason:
-        """Run the connection's tasks until one of them, or anybody else, gives a reason to end."""
-        if connection.peer is not None:
-            connection.peer.violated.add_done_callback(
-                lambda violated: connection.close(
-                    VIOLATIONS.get(violated.result(), PROTOCOL_VIOLATION)
-                )
-            )
+    async def run(self, payloads: PayloadsProtocol, opening: Opening) -> CloseReason:
+        """Go on until anybody gives a reason to end; what was taken from Redis is written then."""
+        connection = self._connection
         if connection.dialect is Dialect.V1:
-            self._welcome(connection, opening)
+            self._welcome(opening)
         listening = asyncio.create_task(
-            self._listener.listen(connection, payloads, opening), name=f"listen:{connection.id}"
+            self._terms.listener.listen(connection, payloads, opening),
+            name=f"listen:{connection.id}",
         )
-        reading = asyncio.create_task(self._read(socket, connection), name=f"read:{connection.id}")
-        writing = asyncio.create_task(
-            self._write(socket, connection), name=f"write:{connection.id}"
-        )
+        listening.add_done_callback(self._listened)
         try:
-            ends: list[asyncio.Future[CloseReason]] = [
-                connection.closing,
-                listening,
-                reading,
-                writing,
-            ]
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in done:
-                connection.close(end.result())
-            await self._cancel(listening, reading)
-            await self._flush(connection, writing)
+            reason = await asyncio.shield(connection.closing)
+            listening.cancel()
+            if reason.code not in {CLIENT_CLOSED.code, CLIENT_GONE.code, SLOW_CONSUMER.code}:
+                await self._write_out()
         finally:
-            await self._cancel(listening, reading, writing)
-        return connection.closing.result()
+            self._socket.listen(None)
+            connection.outbox.on_offer = _nobody
+            if self._stall is not None:
+                self._stall.cancel()
+            listening.cancel()
+            await asyncio.wait([listening])
+        return reason
 
-    def _welcome(self, connection: Connection, opening: Opening) -> None:
+    def _listened(self, listening: asyncio.Task[CloseReason]) -> None:
+        if listening.cancelled():
+            return
+        error = listening.exception()
+        if error is None:
+            self._connection.close(listening.result())
+        else:
+            logger.error("listener failed", exc_info=error)
+            self._connection.close(DEFECT)
+
+    def _welcome(self, opening: Opening) -> None:
+        connection = self._connection
         self._offer(
-            connection,
             frames.welcome(
                 connection_id=connection.id,
                 user_id=connection.user_id,
-                heartbeat_ms=round(self._limits.heartbeat_s * 1000),
+                heartbeat_ms=round(self._terms.limits.heartbeat_s * 1000),
                 cursor=opening.cursor,
                 resumed=opening.resumed,
                 token_expires_at=connection.expires_at,
-            ),
+            )
         )
         if opening.resync is not None:
-            self._offer(connection, frames.resync(opening.resync, opening.cursor))
+            self._offer(frames.resync(opening.resync, opening.cursor))
 
-    async def _flush(self, connection: Connection, writing: asyncio.Task[CloseReason]) -> None:
+    async def _write_out(self) -> None:
         """Let what was already taken from Redis reach a client that is reading."""
-        if connection.closing.result().code != SLOW_CONSUMER.code:
-            connection.outbox.finish()
-            await asyncio.wait([writing], timeout=self._limits.close_timeout_s)
-            if writing.done():
-                writing.result()  # a failed write is a defect, at the end too
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._terms.limits.close_timeout_s):
+                await self._connection.outbox.settled()
 
-    @staticmethod
-    async def _cancel(*tasks: asyncio.Task[CloseReason]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+    # Out
 
-    async def _write(self, socket: SocketProtocol, connection: Connection) -> CloseReason:
-        """Write what is in the outbox, in order, until it is finished: then the reason stands."""
-        loop = asyncio.get_running_loop()
-        while (frame := await connection.outbox.take()) is not None:
-            connection.writing_since = loop.time()
-            if frame.publication is None:
-                await socket.send(frame.text)
-            else:
-                with self._forwarding(connection, frame.publication):
-                    await socket.send(frame.text)
-                self._delivered(frame.publication, replayed=frame.replayed)
-            connection.writing_since = None
-            connection.last_written_at = loop.time()
-        return connection.closing.result()
+    def _offer(self, text: str) -> None:
+        frame = OutboundFrame(text.encode(), self._loop.time())
+        if not self._connection.outbox.offer(frame):
+            self._connection.close(SLOW_CONSUMER)
 
-    @contextlib.contextmanager
-    def _forwarding(self, connection: Connection, publication: Publication) -> Iterator[None]:
-        """Continue the publisher's trace, where it has one, up to the socket."""
-        carrier = publication.trace_context
-        if carrier is None:
-            yield
+    def _flush(self) -> None:
+        try:
+            self._write_ready()
+        except Exception:
+            logger.exception("write failed")
+            self._connection.close(DEFECT)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let nobody wait for what can't be written any more."""
+        self._connection.outbox.clear()
+        self._connection.outbox.settle()
+
+    def _write_ready(self) -> None:
+        outbox, socket = self._connection.outbox, self._socket
+        while socket.writable and len(outbox):
+            self._write(outbox.take(MAX_WRITE_BYTES))
+        if socket.writable:
+            self._is_behind = False
+            outbox.settle()
             return
-        with (
-            use_trace_context(carrier),
-            self._tracer.start_as_current_span(
-                "websocket.forward",
-                kind=SpanKind.CONSUMER,
-                attributes={
-                    "websocket.connection_id": connection.id,
-                    "messaging.message.body.size": len(publication),
-                },
-            ),
-        ):
-            yield
+        oldest = outbox.oldest_made_at
+        if oldest is not None and self._loop.time() - oldest > self._terms.limits.max_age_s:
+            self._connection.close(SLOW_CONSUMER)
 
-    def _delivered(self, publication: Publication, *, replayed: bool) -> None:
-        counts = self._hub.counts
-        counts.deliveries += 1
-        counts.delivered_bytes += len(publication)
-        if replayed:
-            return
-        if publication.published_at is not None:
-            # Two hosts' clocks may disagree; a negative time helps nobody.
-            latency_s = max(0.0, self._utc_now().timestamp() - publication.published_at)
+    def _write(self, batch: Sequence[OutboundFrame]) -> None:
+        connection = self._connection
+        spans = [self._forwarding(frame) for frame in batch if frame.trace_context is not None]
+        if self._is_behind and connection.dialect is Dialect.V1:
+            self._socket.write((joined(batch),))
         else:
-            latency_s = asyncio.get_running_loop().time() - publication.received_at
-        self._hub.latency.observe(latency_s)
+            self._socket.write(batch)
+        for span in spans:
+            span.end()
+        now = connection.last_written_at = self._loop.time()
+        self._terms.hub.count_delivered(batch, now)
 
-    async def _read(self, socket: SocketProtocol, connection: Connection) -> CloseReason:
-        """Take what the client sends, until it breaks a rule."""
-        bucket = TokenBucket(
-            rate=self._limits.messages_per_second,
-            burst=self._limits.message_burst,
-            clock=asyncio.get_running_loop().time,
+    def _forwarding(self, frame: OutboundFrame) -> Span:
+        """Continue the publisher's trace up to the socket."""
+        return self._terms.tracer.start_span(
+            "websocket.forward",
+            context=extract_trace_context(frame.trace_context),
+            kind=SpanKind.CONSUMER,
+            attributes={
+                "websocket.connection_id": self._connection.id,
+                "messaging.message.body.size": frame.payload_bytes or 0,
+            },
         )
-        while True:
-            message = await socket.receive()
-            if not isinstance(message, str):
-                return BINARY_FRAME
-            if len(message.encode()) > self._limits.max_message_bytes:
-                return MESSAGE_TOO_BIG
-            if not bucket.take():
-                return RATE_LIMITED
-            if connection.dialect is Dialect.V1 and not self._answer(connection, message):
-                return SLOW_CONSUMER
 
-    def _answer(self, connection: Connection, text: str) -> bool:
+    def on_paused(self) -> None:
+        self._is_behind = True
+        self._stall = self._loop.call_later(
+            self._terms.limits.write_timeout_s, self._connection.close, SLOW_CONSUMER
+        )
+
+    def on_writable(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        self._flush()
+
+    # In
+
+    def on_frame(self) -> bool:
+        if self._bucket.take():
+            return True
+        self._connection.close(RATE_LIMITED)
+        return False
+
+    def on_message(self, message: str | bytes) -> None:
+        connection = self._connection
+        if connection.closing.done():
+            return
+        if not isinstance(message, str):
+            connection.close(BINARY_FRAME)
+        elif connection.dialect is Dialect.V1:
+            try:
+                self._answer(message)
+            except Exception:
+                logger.exception("answer failed")
+                connection.close(DEFECT)
+
+    def on_violation(self, code: int) -> None:
+        self._connection.close(VIOLATIONS.get(code, PROTOCOL_VIOLATION))
+
+    def on_gone(self, close_code: int | None) -> None:
+        self._connection.close(CLIENT_GONE if close_code is None else CLIENT_CLOSED)
+        self._give_up()
+
+    def _answer(self, text: str) -> None:
+        # A client may ask several things at once: the answers leave together.
+        self._connection.outbox.hold()
+        self._loop.call_soon(self._connection.outbox.release)
         parsed = frames.parse_client_frame(text)
         if not isinstance(parsed, InvalidFrame):
-            return self._offer(connection, frames.pong(parsed.nonce))
+            self._offer(frames.pong(parsed.nonce))
+            return
         detail = create_error_detail_with_context(
             ErrorCode.VALIDATION_ERROR,
             parsed.message,
-            self._service,
+            self._terms.service,
             "client_frame",
-            connection.correlation_id,
+            self._connection.correlation_id,
             details={"field": parsed.field},
             capture_stack=False,
         )
-        return self._offer(connection, frames.error(detail))
+        self._offer(frames.error(detail))
 
-    @staticmethod
-    def _offer(connection: Connection, text: str) -> bool:
-        return connection.outbox.offer(OutboundFrame(text, len(text.encode())))
+
+def _nobody() -> None:
+    """Takes the place of a consumer that has gone."""

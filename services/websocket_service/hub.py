@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -16,11 +16,17 @@ from huleedu_service_libs.error_handling import (
     raise_quota_exceeded,
     raise_service_unavailable,
 )
-from services.websocket_service.close_reasons import DRAINING, CloseReason
-from services.websocket_service.connection import Connection, ConnectionId, UserId
+from services.websocket_service.close_reasons import DRAINING, SLOW_CONSUMER, CloseReason
+from services.websocket_service.connection import (
+    Connection,
+    ConnectionId,
+    PeerProtocol,
+    UserId,
+)
 from services.websocket_service.frames import Dialect
 from services.websocket_service.histogram import Histogram, HistogramSnapshot
-from services.websocket_service.outbox import Outbox
+from services.websocket_service.outbound import OutboundFrame
+from services.websocket_service.outbox import Outbox, OutboxBudget
 
 LATENCY_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 DURATION_BOUNDS_S: Final = (1, 10, 60, 300, 900, 3600, 14_400, 43_200, 86_400)
@@ -34,6 +40,8 @@ class HubLimits:
     max_connections_per_user: int
     outbox_max_bytes: int
     outbox_max_frames: int
+    outboxes_max_bytes: int
+    """Of all connections together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class HubStatistics:
     connections: int
     users: int
     handshakes: int
+    waiting_bytes: int
     draining: bool
     opened: MappingProxyType[Dialect, int]
     closed: MappingProxyType[int, int]
@@ -84,6 +93,7 @@ class ConnectionHub:
         self._draining = False
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._budget = OutboxBudget(limits.outboxes_max_bytes, self._close_fullest)
         self.counts = _Counts()
         self.latency = Histogram(LATENCY_BOUNDS_S)
         self.duration = Histogram(DURATION_BOUNDS_S)
@@ -127,7 +137,13 @@ class ConnectionHub:
 
     @contextlib.contextmanager
     def admit(
-        self, *, user_id: UserId, dialect: Dialect, expires_at: datetime, correlation_id: UUID
+        self,
+        *,
+        user_id: UserId,
+        dialect: Dialect,
+        expires_at: datetime,
+        correlation_id: UUID,
+        peer: PeerProtocol,
     ) -> Iterator[Connection]:
         """Hold a place for one connection of the user.
 
@@ -151,9 +167,11 @@ class ConnectionHub:
             dialect=dialect,
             correlation_id=correlation_id,
             expires_at=expires_at,
+            peer=peer,
             outbox=Outbox(
                 max_bytes=self._limits.outbox_max_bytes,
                 max_frames=self._limits.outbox_max_frames,
+                budget=self._budget,
             ),
             closing=loop.create_future(),
             opened_at=loop.time(),
@@ -166,6 +184,7 @@ class ConnectionHub:
         try:
             yield connection
         finally:
+            connection.outbox.clear()
             del self._connections[connection.id]
             self._per_user[user_id] -= 1
             if not self._per_user[user_id]:
@@ -184,8 +203,24 @@ class ConnectionHub:
                 await self._quiet.wait()
                 return
         for connection in self.connections():
-            if connection.peer is not None:
-                connection.peer.abort()
+            connection.peer.abort()
+
+    def _close_fullest(self) -> None:
+        fullest = max(
+            self._connections.values(), key=lambda connection: connection.outbox.used_bytes
+        )
+        fullest.close(SLOW_CONSUMER)
+        fullest.outbox.clear()
+
+    def count_delivered(self, batch: Iterable[OutboundFrame], now: float) -> None:
+        """Frames were written at `now`, the event loop's time in seconds."""
+        counts, observe = self.counts, self.latency.observe
+        for frame in batch:
+            if frame.payload_bytes is not None:
+                counts.deliveries += 1
+                counts.delivered_bytes += frame.payload_bytes
+                if frame.published_at is not None:
+                    observe(now - frame.published_at)
 
     def statistics(self) -> HubStatistics:
         """What is there now and what has been done so far."""
@@ -194,6 +229,7 @@ class ConnectionHub:
             connections=len(self._connections),
             users=len(self._per_user),
             handshakes=self._sessions - len(self._connections),
+            waiting_bytes=self._budget.used_bytes,
             draining=self._draining,
             opened=MappingProxyType(dict(counts.opened)),
             closed=MappingProxyType(dict(counts.closed)),

@@ -1,27 +1,19 @@
-"""What has to be done for each connection from time to time: one task for all of them."""
+"""What has to be done for each connection from time to time."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from huleedu_service_libs.logging_utils import create_service_logger
 from services.websocket_service import frames
-from services.websocket_service.close_reasons import (
-    SILENT_CLIENT,
-    SLOW_CONSUMER,
-    TOKEN_EXPIRED,
-)
+from services.websocket_service.close_reasons import SILENT_CLIENT, TOKEN_EXPIRED
 from services.websocket_service.connection import Connection
 from services.websocket_service.frames import Dialect
-from services.websocket_service.hub import ConnectionHub
-from services.websocket_service.outbox import OutboundFrame
+from services.websocket_service.outbound import OutboundFrame
 
 logger = create_service_logger(__name__)
-
-# Nothing here needs finer timing than this, and a visit to each connection costs CPU.
-MAX_TICK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,67 +22,71 @@ class KeeperIntervals:
 
     ping_interval_s: float
     idle_timeout_s: float
-    write_timeout_s: float
-
-    @property
-    def tick_s(self) -> float:
-        """How often to look: often enough for the shortest interval."""
-        shortest = min(self.ping_interval_s, self.idle_timeout_s, self.write_timeout_s)
-        return min(MAX_TICK_S, shortest / 4)
 
 
 class ConnectionKeeper:
-    """Pings, heartbeats, and the ends that nobody else notices: expiry, silence, stuck writes."""
+    """Pings, heartbeats, and the ends that nobody else notices: expiry and silence.
 
-    def __init__(
-        self, hub: ConnectionHub, intervals: KeeperIntervals, utc_now: Callable[[], datetime]
-    ) -> None:
-        self._hub = hub
+    Each connection has one timer, set to whatever is due next, so that one on which nothing is due
+    costs nothing.
+    """
+
+    def __init__(self, intervals: KeeperIntervals, utc_now: Callable[[], datetime]) -> None:
         self._intervals = intervals
         self._utc_now = utc_now
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Look after the hub's connections until left."""
-        task = asyncio.create_task(self._run(), name="connection-keeper")
+    @contextlib.contextmanager
+    def attending(self, connection: Connection) -> Iterator[None]:
+        """Look after a connection that was just opened, until left."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def attend() -> None:
+            nonlocal timer
+            due_in_s = self._intervals.ping_interval_s
+            try:
+                due_in_s = self.attend(connection, loop.time(), self._utc_now())
+            except Exception:
+                logger.exception("keeper failed", connection_id=connection.id)
+            if not connection.closing.done():
+                timer = loop.call_later(due_in_s, attend)
+
+        timer = loop.call_later(self._due_in_s(connection, loop.time(), self._utc_now()), attend)
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            timer.cancel()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._intervals.tick_s)
-            now, utc_now = loop.time(), self._utc_now()
-            for connection in self._hub.connections():
-                try:
-                    self.attend(connection, now, utc_now)
-                except Exception:
-                    # One connection's defect must not take expiry and pings from all others.
-                    logger.exception("keeper failed", connection_id=connection.id)
+    def attend(self, connection: Connection, now: float, utc_now: datetime) -> float:
+        """Do what is due; returns in how many seconds something will be again.
 
-    def attend(self, connection: Connection, now: float, utc_now: datetime) -> None:
-        """Do for one connection what is due. `now` is the event loop's time in seconds."""
-        intervals = self._intervals
+        `now` is the event loop's time in seconds.
+        """
+        interval_s = self._intervals.ping_interval_s
         if utc_now >= connection.expires_at:
             connection.close(TOKEN_EXPIRED)
-        writing_since = connection.writing_since
-        if writing_since is not None and now - writing_since > intervals.write_timeout_s:
-            connection.close(SLOW_CONSUMER)
-        if (
-            connection.dialect is Dialect.V1
-            and writing_since is None
-            and now - connection.last_written_at >= intervals.ping_interval_s
-        ):
-            heartbeat = frames.heartbeat(utc_now)
-            connection.outbox.offer(OutboundFrame(heartbeat, len(heartbeat)))
-        peer = connection.peer
-        if peer is None:
-            return
-        if now - peer.last_heard > intervals.idle_timeout_s:
+        last_heard_at = connection.peer.last_heard_at
+        if last_heard_at is not None and now - last_heard_at >= self._intervals.idle_timeout_s:
             connection.close(SILENT_CLIENT)
-        if now - connection.last_pinged_at >= intervals.ping_interval_s:
+        if now - connection.last_pinged_at >= interval_s:
             connection.last_pinged_at = now
-            peer.ping()
+            connection.peer.ping()
+        if connection.dialect is Dialect.V1 and now - connection.last_written_at >= interval_s:
+            # Ahead of the write, which may have to wait.
+            connection.last_written_at = now
+            if not len(connection.outbox):
+                text = frames.heartbeat(utc_now).encode()
+                connection.outbox.offer(OutboundFrame(text, now))
+        return self._due_in_s(connection, now, utc_now)
+
+    def _due_in_s(self, connection: Connection, now: float, utc_now: datetime) -> float:
+        interval_s = self._intervals.ping_interval_s
+        due_at = connection.last_pinged_at + interval_s
+        if connection.dialect is Dialect.V1:
+            due_at = min(due_at, connection.last_written_at + interval_s)
+        last_heard_at = connection.peer.last_heard_at
+        if last_heard_at is not None:
+            due_at = min(due_at, last_heard_at + self._intervals.idle_timeout_s)
+        expires_in_s = (connection.expires_at - utc_now).total_seconds()
+        # A clock that is set back, or a timer that comes early, must not make us spin.
+        return max(0.001, min(due_at - now, expires_in_s))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -13,7 +14,23 @@ from prometheus_client.registry import Collector
 
 from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
 from services.websocket_service.histogram import HistogramSnapshot
-from services.websocket_service.hub import HubStatistics
+from services.websocket_service.hub import ConnectionHub, HubStatistics
+
+
+class OwnMetrics:
+    """Those of a service that runs in this process alone: a `MetricsProtocol`."""
+
+    def __init__(self, registry: CollectorRegistry, hub: ConnectionHub) -> None:
+        self._registry = registry
+        self._hub = hub
+
+    async def page(self) -> bytes:
+        """What the registry holds now."""
+        return generate_latest(self._registry)
+
+    async def connections(self) -> int:
+        """Those of the hub."""
+        return self._hub.statistics().connections
 
 
 class ServiceCollector(Collector):
@@ -35,10 +52,11 @@ class ServiceCollector(Collector):
 
 def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:
     yield _gauge("websocket_connections", "Connections now", hub.connections)
-    yield _gauge("websocket_users", "Users with at least one connection now", hub.users)
+    yield _gauge("websocket_users", "Users with a connection now, in each worker", hub.users)
     yield _gauge(
         "websocket_handshakes", "Sockets being opened, refused or closed now", hub.handshakes
     )
+    yield _gauge("websocket_waiting_bytes", "Bytes waiting for their clients", hub.waiting_bytes)
     yield _gauge("websocket_draining", "1 once a shutdown has begun", hub.draining)
     yield _counters("websocket_connections_opened", "Connections opened", "dialect", hub.opened)
     yield _counters("websocket_connections_closed", "Connections closed", "code", hub.closed)

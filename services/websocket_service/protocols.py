@@ -1,6 +1,6 @@
 """The seams of the service; `di.py` names what stands behind them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 from uuid import UUID
@@ -11,6 +11,7 @@ from huleedu_service_libs.notification_ids import NotificationId
 from services.websocket_service.close_reasons import CloseReason
 from services.websocket_service.connection import Connection
 from services.websocket_service.continuity import Opening
+from services.websocket_service.outbound import OutboundFrame
 
 
 class JWTValidatorProtocol(Protocol):
@@ -25,11 +26,22 @@ class BackplaneUnavailableError(Exception):
     """The backplane does not answer, or refuses."""
 
 
+class PayloadsProtocol(Protocol):
+    """What is published to a channel; a `Gap` stands where some may be missing."""
+
+    async def next_batch(self) -> Sequence[bytes]:
+        """All that waits, at least one, in order.
+
+        Raises SubscriptionOverflowError, or redis-py's errors when the subscription has ended.
+        """
+        ...
+
+
 class BackplaneProtocol(Protocol):
     """Where published notifications come from. All raise BackplaneUnavailableError."""
 
-    def subscribe(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Entered once a publish reaches the iterator; a `Gap` stands where some may be missing."""
+    def subscribe(self, channel: str) -> AbstractAsyncContextManager[PayloadsProtocol]:
+        """Entered once what is published comes."""
         ...
 
     def get_user_channel(self, user_id: str) -> str:
@@ -58,31 +70,97 @@ class BackplaneHealthProtocol(Protocol):
         ...
 
 
+class MetricsUnavailableError(Exception):
+    """Nobody can say now what all workers have counted."""
+
+
+class MetricsProtocol(Protocol):
+    """What the whole service has measured, in however many processes it runs."""
+
+    async def page(self) -> bytes:
+        """Prometheus text. Raises MetricsUnavailableError."""
+        ...
+
+    async def connections(self) -> int:
+        """How many there are now. Raises MetricsUnavailableError."""
+        ...
+
+
 class MessageListenerProtocol(Protocol):
     """Brings a user's publications to one connection."""
 
     async def listen(
-        self, connection: Connection, payloads: AsyncIterator[bytes], opening: Opening
+        self, connection: Connection, payloads: PayloadsProtocol, opening: Opening
     ) -> CloseReason:
         """Offer what the client has missed, then each payload; returns why it had to stop."""
         ...
 
 
+class SocketListenerProtocol(Protocol):
+    """Hears what happens on one accepted WebSocket. Nothing here may wait."""
+
+    def on_frame(self) -> bool:
+        """A frame of whatever kind has come; False where it is one too many."""
+        ...
+
+    def on_message(self, message: str | bytes) -> None:
+        """A whole text has come, or the beginning of a binary message."""
+        ...
+
+    def on_violation(self, code: int) -> None:
+        """The peer has broken the protocol; `code` is the close code that it deserves."""
+        ...
+
+    def on_paused(self) -> None:
+        """The peer does not take what is written: `writable` is False from now on."""
+        ...
+
+    def on_writable(self) -> None:
+        """The peer has taken it."""
+        ...
+
+    def on_gone(self, close_code: int | None) -> None:
+        """The peer has left: with its close frame's code, or None without one."""
+        ...
+
+
 class SocketProtocol(Protocol):
-    """One WebSocket as its session sees it. Every send waits for the peer as long as it takes."""
+    """One WebSocket as its session sees it. Only what is a coroutine waits for the peer."""
+
+    @property
+    def writable(self) -> bool:
+        """False while the peer does not take what was written before."""
+        ...
+
+    @property
+    def last_heard_at(self) -> float | None:
+        """The event loop's time in seconds of the last byte; None where the server hides it."""
+        ...
 
     async def accept(self, subprotocol: str | None) -> None:
         """Answer the upgrade; nothing happens where that is done already."""
         ...
 
-    async def send(self, text: str) -> None:
-        """Write one text frame."""
+    def listen(self, listener: SocketListenerProtocol | None) -> None:
+        """Tell `listener` from now on, beginning with what has come already; None: nobody."""
         ...
 
-    async def receive(self) -> str | bytes:
-        """The next message; never returns once the peer is gone: the session is cancelled."""
+    def write(self, frames: Sequence[OutboundFrame]) -> None:
+        """Write text frames without waiting, in one go."""
         ...
 
-    async def close(self, code: int, reason: str) -> None:
-        """Write the close frame."""
+    def ping(self) -> None:
+        """Write a ping without waiting, where the server lets us."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Write the close frame without waiting."""
+        ...
+
+    async def gone(self) -> None:
+        """Return once the peer has closed or is lost."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection, whatever is still unsent."""
         ...

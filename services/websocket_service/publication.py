@@ -1,112 +1,187 @@
-"""What was published, decoded at most once however many connections it goes to."""
+"""What was published, made into frames at most once however many connections it goes to."""
 
 import json
 import re
-from datetime import UTC, datetime
-from functools import cached_property
-from typing import Any
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import orjson
 
 from huleedu_service_libs.notification_ids import NotificationId
 from huleedu_service_libs.notifications import MAX_KEY_BYTES
 from huleedu_service_libs.payload import Payload
 from services.websocket_service.continuity import Link
+from services.websocket_service.frames import Dialect
+from services.websocket_service.outbound import OutboundFrame
 
-_TYPE = '{"type":"notification"'
+_TYPE: Final = b'{"type":"notification"'
 # As the library writes it, to the byte: what merely has fields of these names is a raw payload.
 _ID = rb"(?:0|[1-9][0-9]{0,14})-(?:0|[1-9][0-9]{0,18})"
 # A byte takes at most six in JSON. Without a bound, 16 MB that look like a key would take 3 GB.
-_HEAD = re.compile(
-    rb'\{(?:"id":"(?P<id>%b)","prev":(?:null|"(?P<prev>%b)"),)?'
-    rb'(?:"collapse_key":"(?P<collapse_key>(?:[^"\\]|\\.){1,%d})",)?'
-    % (_ID, _ID, 6 * MAX_KEY_BYTES)
+_HEAD: Final = re.compile(
+    rb'\{(?:"id":"(%b)","prev":(?:null|"(%b)"),)?'
+    rb'(?:"collapse_key":"((?:[^"\\]|\\.){1,%d})",)?'
+    rb'(?:"timestamp":"([0-9T:.+-]{1,40})",)?' % (_ID, _ID, 6 * MAX_KEY_BYTES)
 )
+_HEADS: Final = (b'{"id":"', b'{"collapse_key":"')
+_TRACEPARENT: Final = b'"traceparent"'
+# https://www.w3.org/TR/trace-context/#trace-flags: the last bit says whether it is recorded.
+_UNSAMPLED: Final = re.compile(
+    rb'"traceparent"\s*:\s*"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][02468ace]"'
+)
+
+
+class _Head(NamedTuple):
+    """What the library writes in front of an object's own fields."""
+
+    link: Link | None
+    collapse_key: bytes | None
+    timestamp: float | None
+
+
+_NO_HEAD: Final = _Head(None, None, None)
+_NOT_MADE: Final = OutboundFrame(b"", 0.0)
 
 
 class Publication(Payload):
     """A payload with what the connections need of it, each computed on first use and kept."""
 
-    @cached_property
-    def text(self) -> str | None:
-        """The payload as text, exactly; None where it is not UTF-8: no text frame can hold it."""
-        try:
-            return self.decode()
-        except UnicodeDecodeError:
-            return None
+    is_replayed = False
+    """True where it comes out of the history, so that its age says nothing of the delivery."""
+    _known_head: _Head | None = None
+    _plain_frame: OutboundFrame | None = _NOT_MADE
+    _typed_frame: OutboundFrame | None = _NOT_MADE
 
-    @cached_property
-    def notification(self) -> str | None:
-        """The v1 frame: the object with `type` in front; None where it is no JSON object."""
-        fields = self._object
-        if fields is None or self.text is None:
+    @property
+    def _head(self) -> _Head:
+        head = self._known_head
+        if head is None:
+            head = self._known_head = _parse_head(self) if self.startswith(_HEADS) else _NO_HEAD
+        return head
+
+    @property
+    def link(self) -> Link | None:
+        """The place in its user's chain; None for what is not durable."""
+        return self._head.link
+
+    @property
+    def collapse_key(self) -> bytes | None:
+        """As it is written in JSON; a newer publication with the same key replaces this one."""
+        return self._head.collapse_key
+
+    def frame(self, dialect: Dialect) -> OutboundFrame | None:
+        """What a connection of the dialect gets; None where the dialect can't carry it.
+
+        Plain: the payload as it is, which must be UTF-8. v1: the object with `type` in front.
+        """
+        if dialect is Dialect.PLAIN:
+            frame = self._plain_frame
+            if frame is _NOT_MADE:
+                frame = self._plain_frame = self._made(self if self._is_text else None)
+        else:
+            frame = self._typed_frame
+            if frame is _NOT_MADE:
+                frame = self._typed_frame = self._made(self._typed() if self._is_text else None)
+        return frame
+
+    @property
+    def _is_text(self) -> bool:
+        if self.isascii():
+            return True
+        try:
+            self.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    def _made(self, text: bytes | None) -> OutboundFrame | None:
+        if text is None:
+            return None
+        head = self._head
+        received_at = self.received_at
+        frame = OutboundFrame(text, received_at, head.collapse_key)
+        frame.payload_bytes = len(self)
+        if not self.is_replayed:
+            frame.published_at = received_at
+            if head.timestamp is not None:
+                # Two hosts' clocks may disagree: nothing was published after it came.
+                at = time.monotonic() - (time.time() - head.timestamp)
+                frame.published_at = min(at, received_at)
+        if self.find(_TRACEPARENT) >= 0:
+            frame.trace_context = self.trace_context
+        return frame
+
+    def _typed(self) -> bytes | None:
+        if self.link is not None:
+            # The library has written it, or the chain would break: nothing has to be parsed.
+            return b"%b,%b" % (_TYPE, self[1:])
+        fields = _fields(self)
+        if fields is None:
             return None
         if "type" in fields:
             # Two fields of one name: parsers take the last, and the frame would lose its type.
-            return _written_anew(fields)
+            return _written_anew(self)
         if not fields:
-            return _TYPE + "}"
-        return f"{_TYPE},{self.text.lstrip()[1:]}"
+            return _TYPE + b"}"
+        return b"%b,%b" % (_TYPE, self.lstrip()[1:])
 
-    @cached_property
-    def link(self) -> Link | None:
-        """The place in its user's chain; None for what is not durable."""
-        id_ = self._head["id"]
-        if id_ is None:
+    @property
+    def trace_context(self) -> Mapping[str, Any] | None:
+        """`metadata`, where it holds a W3C traceparent of a trace that is recorded."""
+        # Most payloads carry none, or one that nobody records: look before parsing.
+        if self.count(_TRACEPARENT) == len(_UNSAMPLED.findall(self)):
             return None
-        prev = self._head["prev"]
-        return Link(NotificationId(id_.decode()), NotificationId(prev.decode()) if prev else None)
-
-    @cached_property
-    def collapse_key(self) -> bytes | None:
-        """As it is written in JSON; a newer publication with the same key replaces this one."""
-        return self._head["collapse_key"]
-
-    @cached_property
-    def _head(self) -> dict[str, bytes | None]:
-        head = _HEAD.match(self)
-        return head.groupdict() if head else {"id": None, "prev": None, "collapse_key": None}
-
-    @cached_property
-    def trace_context(self) -> dict[str, Any] | None:
-        """`metadata`, where it holds a W3C traceparent."""
-        # Most payloads carry none: look before parsing.
-        if self.find(b'"traceparent"') < 0 or self._object is None:
-            return None
-        metadata = self._object.get("metadata")
+        fields = _fields(self)
+        metadata = fields.get("metadata") if fields is not None else None
         if isinstance(metadata, dict) and isinstance(metadata.get("traceparent"), str):
             return metadata
         return None
 
-    @cached_property
-    def published_at(self) -> float | None:
-        """Seconds since the epoch, from `timestamp` or an envelope's `event_timestamp`."""
-        if self.find(b'timestamp"') < 0 or self._object is None:
-            return None
-        for name in ("timestamp", "event_timestamp"):
-            value = self._object.get(name)
-            if isinstance(value, str):
-                try:
-                    at = datetime.fromisoformat(value)
-                    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-                except (ValueError, OverflowError):
-                    return None
+
+def _parse_head(payload: bytes) -> _Head:
+    match = _HEAD.match(payload)
+    if match is None:
+        return _NO_HEAD
+    id_, prev, collapse_key, timestamp = match.groups()
+    link = None
+    if id_ is not None:
+        link = Link(NotificationId(id_.decode()), NotificationId(prev.decode()) if prev else None)
+    return _Head(link, collapse_key, _seconds(timestamp) if timestamp is not None else None)
+
+
+def _seconds(timestamp: bytes) -> float | None:
+    try:
+        at = datetime.fromisoformat(timestamp.decode())
+        return at.timestamp() if at.tzinfo is not None else None
+    except (ValueError, OverflowError):
         return None
 
-    @cached_property
-    def _object(self) -> dict[str, Any] | None:
+
+def _fields(text: bytes) -> dict[str, Any] | None:
+    try:
+        # It takes no subclass of bytes.
+        value = orjson.loads(memoryview(text))
+    except orjson.JSONDecodeError:
+        # It also refuses what browsers read: half a surrogate pair in an escape, 1e999.
         try:
-            value = json.loads(self.text or "", parse_constant=_refuse_constant)
+            # Of bytes it would read UTF-16 too, and what begins with a byte order mark.
+            value = json.loads(text.decode(), parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             return None
-        return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _written_anew(fields: dict[str, Any]) -> str | None:
-    others = {name: value for name, value in fields.items() if name != "type"}
+def _written_anew(text: bytes) -> bytes | None:
+    # Not with orjson, which turns numbers beyond 64 bits into floats.
     try:
+        fields = json.loads(text.decode(), parse_constant=_refuse_constant)
+        others = {name: value for name, value in fields.items() if name != "type"}
         # In ASCII: half a surrogate pair can be escaped in JSON, and no UTF-8 can hold it.
         return json.dumps(
             {"type": "notification", **others}, allow_nan=False, separators=(",", ":")
-        )
+        ).encode()
     except (ValueError, RecursionError):
         # 1e999, which Python reads as infinity, can't be written back.
         return None

@@ -9,24 +9,22 @@ close frame is written, so that a peer which takes its time holds nothing but it
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator
-from uuid import UUID
+from collections.abc import Iterator
+from datetime import datetime
 
 import structlog
-from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace import Span
 
 from common_core.error_enums import ErrorCode
 from common_core.models.error_models import ErrorDetail
-from huleedu_service_libs.auth.jwt_validation import JWTClaims
 from huleedu_service_libs.error_handling import (
     HuleEduError,
     create_error_detail_with_context,
     raise_authentication_error,
     raise_authorization_error,
-    raise_connection_error,
 )
 from huleedu_service_libs.logging_utils import create_service_logger
-from huleedu_service_libs.observability import trace_operation
+from huleedu_service_libs.observability import trace_operation, use_trace_context
 from services.websocket_service import frames
 from services.websocket_service.close_reasons import (
     CLIENT_CLOSED,
@@ -41,10 +39,11 @@ from services.websocket_service.close_reasons import (
 )
 from services.websocket_service.connection import Connection, UserId
 from services.websocket_service.continuity import Opening
-from services.websocket_service.exchange import Exchange, SessionLimits
+from services.websocket_service.exchange import Exchange, ExchangeTerms
 from services.websocket_service.frames import Dialect
-from services.websocket_service.hub import ConnectionHub
+from services.websocket_service.keeper import ConnectionKeeper
 from services.websocket_service.origins import AllowedOrigins
+from services.websocket_service.outbound import OutboundFrame
 from services.websocket_service.protocols import (
     BackplaneProtocol,
     BackplaneUnavailableError,
@@ -56,6 +55,8 @@ from services.websocket_service.upgrade import Upgrade
 
 logger = create_service_logger(__name__)
 
+BACKPLANE_AWAY = TRY_LATER.with_message("Notifications are unavailable")
+
 
 class SessionServer:
     """Serves one upgrade after the other; holds no state of its own."""
@@ -63,29 +64,28 @@ class SessionServer:
     def __init__(
         self,
         *,
-        service: str,
-        limits: SessionLimits,
+        terms: ExchangeTerms,
         origins: AllowedOrigins,
         validator: JWTValidatorProtocol,
-        hub: ConnectionHub,
         backplane: BackplaneProtocol,
-        exchange: Exchange,
-        tracer: Tracer,
+        keeper: ConnectionKeeper,
     ) -> None:
-        self._service = service
-        self._limits = limits
+        self._terms = terms
+        self._service = terms.service
+        self._limits = terms.limits
+        self._hub = terms.hub
+        self._tracer = terms.tracer
         self._origins = origins
         self._validator = validator
-        self._hub = hub
         self._backplane = backplane
-        self._exchange = exchange
-        self._tracer = tracer
+        self._keeper = keeper
 
     async def serve(self, socket: SocketProtocol, upgrade: Upgrade) -> None:
-        """Attend to a socket until it is closed. The server cancels this when the peer leaves."""
+        """Attend to a socket until it is closed, or lost."""
         with (
             self._hub.session(),
             structlog.contextvars.bound_contextvars(correlation_id=str(upgrade.correlation_id)),
+            use_trace_context(upgrade.trace_carrier),
             trace_operation(
                 self._tracer,
                 "websocket.connection",
@@ -97,11 +97,16 @@ class SessionServer:
             except HuleEduError as error:
                 reason, detail = reason_for(error), error.error_detail
                 self._refused(reason, detail)
+            except BackplaneUnavailableError as error:
+                logger.error("backplane unavailable", cause=str(error))  # noqa: TRY400 - no defect
+                reason, detail = BACKPLANE_AWAY, self._detail(BACKPLANE_AWAY, upgrade)
+                self._refused(reason, detail)
             except Exception:
                 reason, detail = DEFECT, None
                 logger.exception("session failed")
             span.set_attribute("websocket.close_code", reason.code)
-            await self._close(socket, upgrade, reason, detail)
+            if reason is not CLIENT_CLOSED and reason is not CLIENT_GONE:
+                await self._close(socket, upgrade, reason, detail)
 
     def _refused(self, reason: CloseReason, detail: ErrorDetail) -> None:
         why = detail.details.get("reason", detail.error_code.value.lower())
@@ -124,23 +129,27 @@ class SessionServer:
                 upgrade.correlation_id,
                 reason="origin_not_allowed",
             )
-        claims = self._authenticate(upgrade)
-        user_id = UserId(claims.subject)
+        user_id, expires_at = self._authenticate(upgrade)
         with self._hub.admit(
             user_id=user_id,
             dialect=upgrade.dialect,
-            expires_at=claims.expires_at,
+            expires_at=expires_at,
             correlation_id=upgrade.correlation_id,
+            peer=socket,
         ) as connection:
-            connection.peer = upgrade.peer
             span.set_attribute("websocket.connection_id", connection.id)
-            async with self._subscription(connection) as payloads:
+            channel = self._backplane.get_user_channel(user_id)
+            async with self._backplane.subscribe(channel) as payloads:
+                # Once subscribed: what is published from now on waits there.
                 opening = await self._history(connection, upgrade)
+                exchange = Exchange(self._terms, socket, connection)
+                if connection.closing.done():
+                    return connection.closing.result()
                 await socket.accept(upgrade.subprotocol)
-                with self._opened(connection):
-                    return await self._exchange.run(socket, connection, payloads, opening)
+                with self._opened(connection), self._keeper.attending(connection):
+                    return await exchange.run(payloads, opening)
 
-    def _authenticate(self, upgrade: Upgrade) -> JWTClaims:
+    def _authenticate(self, upgrade: Upgrade) -> tuple[UserId, datetime]:
         tokens = upgrade.credentials.tokens
         result = "unverifiable"
         with trace_operation(self._tracer, "websocket.validate_token") as span:
@@ -170,34 +179,14 @@ class SessionServer:
             finally:
                 span.set_attribute("token.result", result)
                 self._hub.counts.token_checks[result] += 1
-        return claims
-
-    @contextlib.asynccontextmanager
-    async def _subscription(self, connection: Connection) -> AsyncIterator[AsyncIterator[bytes]]:
-        channel = self._backplane.get_user_channel(connection.user_id)
-        async with contextlib.AsyncExitStack() as stack:
-            with self._backplane_needed("subscribe", connection.correlation_id):
-                payloads = await stack.enter_async_context(self._backplane.subscribe(channel))
-            yield payloads
+        return UserId(claims.subject), claims.expires_at
 
     async def _history(self, connection: Connection, upgrade: Upgrade) -> Opening:
-        # Once subscribed: what is published from now on waits there.
         cursor = upgrade.cursor if connection.dialect is Dialect.V1 else None
-        with self._backplane_needed("read_history", connection.correlation_id):
-            opening = await open_history(self._backplane, connection.user_id, cursor)
+        opening = await open_history(self._backplane, connection.user_id, cursor)
         if opening.resumed is not None:
             self._hub.counts.resumes["resumed" if opening.resync is None else opening.resync] += 1
         return opening
-
-    @contextlib.contextmanager
-    def _backplane_needed(self, operation: str, correlation_id: UUID) -> Iterator[None]:
-        try:
-            yield
-        except BackplaneUnavailableError as error:
-            logger.error("backplane unavailable", operation=operation, cause=str(error))  # noqa: TRY400 - no defect
-            raise_connection_error(
-                self._service, operation, "redis", "Notifications are unavailable", correlation_id
-            )
 
     @contextlib.contextmanager
     def _opened(self, connection: Connection) -> Iterator[None]:
@@ -205,15 +194,12 @@ class SessionServer:
         loop = asyncio.get_running_loop()
         connection.last_written_at = connection.last_pinged_at = loop.time()
         self._hub.counts.opened[connection.dialect] += 1
-        logger.info(
-            "connection opened", connection_id=connection.id, dialect=connection.dialect.value
-        )
+        logger.debug("connection opened", connection_id=connection.id)
         try:
             yield
         except asyncio.CancelledError:
-            # The server found the peer gone, or is going itself.
-            left = connection.peer is not None and connection.peer.close_code is not None
-            connection.close(CLIENT_CLOSED if left else CLIENT_GONE)
+            # Only a server that is going itself does this.
+            connection.close(CLIENT_GONE)
             raise
         except Exception:
             connection.close(DEFECT)
@@ -226,6 +212,7 @@ class SessionServer:
             logger.info(
                 "connection closed",
                 connection_id=connection.id,
+                dialect=connection.dialect.value,
                 close_code=reason.code,
                 reason=reason.message,
                 duration_s=round(duration_s, 3),
@@ -240,8 +227,8 @@ class SessionServer:
     ) -> None:
         """Say why and wait for the peer's own close frame; cut off one that does not answer.
 
-        The server ends this by cancelling it when the peer has closed. Without the wait, a peer
-        that is still sending would get a reset in place of our close frame.
+        Without the wait, a peer that is still sending would get a reset in place of our close
+        frame.
         """
         retry_after_ms = None
         if reason.reconnect is Reconnect.AFTER_DELAY:
@@ -254,18 +241,15 @@ class SessionServer:
                     # What is wrong on our side stays inside: the client gets the reason alone.
                     if detail is None or detail.error_code is not reason.error_code:
                         detail = self._detail(reason, upgrade)
-                    await socket.send(frames.error(detail))
-                await socket.close(
+                    now = asyncio.get_running_loop().time()
+                    socket.write([OutboundFrame(frames.error(detail).encode(), now)])
+                socket.close(
                     reason.code,
                     reason_text(reason, upgrade.correlation_id, retry_after_ms=retry_after_ms),
                 )
-                if upgrade.peer is not None and upgrade.peer.violated.done():
-                    # After an invalid frame its close frame can't be recognised, its hang-up can.
-                    upgrade.peer.finish()
-                while True:
-                    await socket.receive()
-        if upgrade.peer is not None:
-            upgrade.peer.abort()
+                await socket.gone()
+                return
+        socket.abort()
 
     def _detail(self, reason: CloseReason, upgrade: Upgrade) -> ErrorDetail:
         return create_error_detail_with_context(

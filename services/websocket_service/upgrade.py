@@ -1,10 +1,9 @@
 """What one handshake asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from services.websocket_service.connection import PeerProtocol
 from services.websocket_service.credentials import Credentials
 from services.websocket_service.frames import SUBPROTOCOL_V1, Dialect
 
@@ -18,10 +17,10 @@ class Upgrade:
     requested_subprotocols: Sequence[str]
     origin: str | None
     """None where the client is no browser."""
-    peer: PeerProtocol | None
-    """None under a server that does not tell."""
     cursor: str | None = None
     """As the client gave it: the id of the last notification that it has handled."""
+    trace_carrier: Mapping[str, str] | None = None
+    """The headers that may hold a W3C trace context."""
 
     @property
     def dialect(self) -> Dialect:

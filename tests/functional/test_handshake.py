@@ -1,11 +1,13 @@
 """Handshakes that no well-meant client sends."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
 
 import pytest
 
+from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.raw_websocket import UPGRADE, Opcode, frame, raw_websocket
 from tests.service_process import ServiceProcess, token
 
@@ -122,3 +124,84 @@ async def test_socket_that_only_connects_is_hung_up_on(service: ServiceProcess) 
     with socket.create_connection(("127.0.0.1", service.port)) as silent:
         silent.settimeout(GIVE_UP_AFTER_S)
         assert await asyncio.to_thread(silent.recv, 1) == b""
+
+
+HEADER_LIMIT_BYTES = 16_384
+
+
+def padded(request: bytes, size: int) -> bytes:
+    """The same request with another header, so that it has `size` bytes."""
+    head = request.removesuffix(b"\r\n") + b"X-Padding: "
+    return head + b"x" * (size - len(head) - 4) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [HEADER_LIMIT_BYTES + 2, 20_000, 65_536, 1_000_000])
+@pytest.mark.parametrize("target", ["/ws", "/healthz"])
+async def test_long_headers_at_once(service: ServiceProcess, size: int, target: str) -> None:
+    """A request with headers over 16 KiB gets 431, and its connection is closed."""
+    seen = await answer(service, padded(handshake(target=target), size))
+    # Of a client that is still sending, the answer may be lost with the connection.
+    assert seen.startswith(b"HTTP/1.1 431") or size == 1_000_000
+    await nobody_is_left(service)
+
+
+@pytest.mark.parametrize("pieces", [2, 20, 2_000])
+async def test_long_headers_in_pieces(service: ServiceProcess, pieces: int) -> None:
+    """So does one whose headers come bit by bit."""
+    request = padded(handshake(), HEADER_LIMIT_BYTES + 1000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    step = len(request) // pieces + 1
+    try:
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            seen = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+            for start in range(0, len(request), step):
+                if not seen.done():
+                    writer.write(request[start : start + step])
+                    await asyncio.sleep(0)
+            assert (await seen).startswith(b"HTTP/1.1 431")
+    finally:
+        writer.close()
+    await nobody_is_left(service)
+
+
+async def test_headers_of_the_largest_size(service: ServiceProcess) -> None:
+    """A handshake whose headers just fit is accepted."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    try:
+        writer.write(padded(handshake(), HEADER_LIMIT_BYTES))
+        async with asyncio.timeout(GIVE_UP_AFTER_S):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 101")
+    finally:
+        writer.close()
+
+
+async def test_slow_handshakes_hold_nothing(redis_server: RedisServer) -> None:
+    """A hundred clients that never finish their request are hung up on, and keep nobody out."""
+    settings = {"WEBSOCKET_MAX_CONNECTIONS": "1", "WEBSOCKET_MAX_CONNECTIONS_PER_USER": "1"}
+    async with ServiceProcess(redis_server.url, settings=settings) as service:
+        slow = [asyncio.create_task(trickle(service)) for _ in range(100)]
+        async with service.connect() as client:
+            await (await client.ping())
+            metrics = await service.metrics()
+            assert metrics["websocket_handshakes"] == 0
+            assert metrics["websocket_connections"] == 1
+            async with asyncio.timeout(GIVE_UP_AFTER_S):
+                await asyncio.gather(*slow)
+            await (await client.ping())
+
+
+async def trickle(service: ServiceProcess) -> None:
+    """Send one header after the other for as long as the service listens."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    try:
+        writer.write(handshake().removesuffix(b"\r\n"))
+        ended = asyncio.create_task(reader.read())
+        with contextlib.suppress(ConnectionError):
+            while not ended.done():
+                writer.write(b"X-One-More: x\r\n")
+                await writer.drain()
+                await asyncio.wait([ended], timeout=0.1)
+        with contextlib.suppress(ConnectionError):
+            assert await ended == b""
+    finally:
+        writer.close()

@@ -62,7 +62,7 @@ async def test_replayed_as_it_was_live(service: ServiceProcess, publisher: Redis
         assert await receive_all(tab, 3) == live[1:]
     frame = json.loads(live[1])
     assert [*frame] == [
-        *("type", "id", "prev", "collapse_key", "event", "data", "timestamp"),
+        *("type", "id", "prev", "collapse_key", "timestamp", "event", "data"),
         *("correlation_id", "source_service"),
     ]
 
@@ -136,7 +136,7 @@ async def test_plain_tabs_do_not_resume(service: ServiceProcess, publisher: Redi
         (live,) = await publish(publisher, "plain", [5])
         payload = json.loads(await tab.recv())
     assert payload["id"] == live
-    assert [*payload] == ["id", "prev", "event", "data", "timestamp", "source_service"]
+    assert [*payload] == ["id", "prev", "timestamp", "event", "data", "source_service"]
 
 
 async def test_what_is_not_durable_is_not_replayed(

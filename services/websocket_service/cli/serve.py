@@ -1,17 +1,19 @@
-import importlib
+import asyncio
 import os
 import signal
-import sys
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from types import FrameType
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from services.websocket_service.cli.output import CliError
+from services.websocket_service.cli.output import CliError, say
 from services.websocket_service.cli.parameters import PORT
+from services.websocket_service.cli.signals import run_until_stopped
 
-APPLICATION = "services.websocket_service.main:app"
+if TYPE_CHECKING:
+    from services.websocket_service.config import Settings
+
+# The last HTTP responses, and what the interpreter's end takes on a busy machine.
+_AFTER_THE_DRAIN_S: Final = 10.0
 
 
 @click.command(short_help="Run the service for production.")
@@ -25,24 +27,20 @@ APPLICATION = "services.websocket_service.main:app"
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that share the port.",
+    default=None,
+    help="Processes that share the port  [default: WEBSOCKET_WORKERS]",
 )
-def serve(port: int | None, host: str, workers: int) -> None:
+def serve(port: int | None, host: str, workers: int | None) -> None:
     """Run the service for production, with the settings that `check-config` prints.
 
-    SIGTERM or Ctrl-C closes every connection with 1012 and ends with status 0.
+    SIGTERM or Ctrl-C closes every connection with 1012 and ends with status 0. Of several workers
+    one that crashes is replaced.
     """
     # Until there is something to stop. An exception out of an import would be no clean end.
-    _on_stop_signals(lambda *_: os._exit(0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
 
     # Imported late: see `commands`.
-    import hypercorn.run  # noqa: PLC0415
-    from hypercorn.config import Config  # noqa: PLC0415
-    from hypercorn.utils import LifespanFailureError  # noqa: PLC0415
-
-    from services.websocket_service.cli.listening import listen  # noqa: PLC0415
     from services.websocket_service.cli.settings import (  # noqa: PLC0415
         load_settings,
         require_usable,
@@ -50,41 +48,58 @@ def serve(port: int | None, host: str, workers: int) -> None:
 
     settings = load_settings()
     require_usable(settings)
-    listener = listen(host, settings.WEBSOCKET_SERVICE_PORT if port is None else port)
-
-    config = Config()
-    config.application_path = APPLICATION
-    config.workers = workers if workers > 1 else 0
-    # Not host:port: with several workers Hypercorn shares the port with whoever else wants it.
-    config.bind = [f"fd://{listener.detach()}"]
-    config.accesslog = None
+    port = settings.WEBSOCKET_SERVICE_PORT if port is None else port
+    workers = settings.WEBSOCKET_WORKERS if workers is None else workers
     if workers == 1:
-        # Takes longest, so it happens before the end has to be an orderly one.
-        importlib.import_module(APPLICATION.partition(":")[0])
-    # Until Hypercorn's own handlers are there: worker processes end with this one.
-    _on_stop_signals(lambda *_: sys.exit(0))
-    failed = False
-    join_exited = hypercorn.run._join_exited  # noqa: SLF001
-
-    def join_and_remember(processes: list[BaseProcess]) -> int:
-        nonlocal failed
-        status = join_exited(processes)
-        # A supervisor that signals every process reaches a worker that is still starting: it has
-        # nothing to close, and dies of SIGTERM. One that is up ends with 0.
-        failed = failed or status not in {0, -signal.SIGTERM}
-        return status
-
-    # run() asks twice after a failure and returns the second answer, by when the process that
-    # failed is no longer in the list: 0.
-    hypercorn.run._join_exited = join_and_remember  # noqa: SLF001
-    try:
-        hypercorn.run.run(config)
-    except LifespanFailureError as error:
-        raise CliError(f"the service did not start: {error}") from None
-    if failed:
-        raise CliError("a worker ended unexpectedly")
+        _serve_here(host, port)
+    else:
+        _supervise(settings, host, port, workers)
 
 
-def _on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+def _serve_here(host: str, port: int) -> None:
+    from services.websocket_service.cli.listening import listen  # noqa: PLC0415
+    from services.websocket_service.cli.serving import (  # noqa: PLC0415
+        StartError,
+        loop_factory,
+        serve_until,
+    )
+
+    listener = listen(host, port)
+
+    async def run(stop: asyncio.Event) -> None:
+        # Importing it reads the environment, warns, and takes a second.
+        from services.websocket_service.main import app  # noqa: PLC0415
+
+        try:
+            await serve_until(stop, app, listener.detach())
+        except StartError as error:
+            raise CliError(str(error)) from None
+
+    run_until_stopped(run, loop_factory=loop_factory())
+
+
+def _supervise(settings: "Settings", host: str, port: int, workers: int) -> None:
+    from huleedu_service_libs.logging_utils import configure_service_logging  # noqa: PLC0415
+    from services.websocket_service.cli.listening import WorkerListeners  # noqa: PLC0415
+    from services.websocket_service.workers.supervisor import (  # noqa: PLC0415
+        Supervisor,
+        WorkersFailedError,
+    )
+
+    for problem in settings.problems():
+        say(f"Warning: {problem}")
+    listeners = WorkerListeners(host, port, workers)
+    configure_service_logging(
+        settings.SERVICE_NAME, settings.ENVIRONMENT.value, settings.LOG_LEVEL.value
+    )
+
+    async def run(stop: asyncio.Event) -> None:
+        supervisor = Supervisor(
+            listeners, stop_timeout_s=settings.longest_drain_s + _AFTER_THE_DRAIN_S
+        )
+        try:
+            await supervisor.run(stop)
+        except WorkersFailedError as error:
+            raise CliError(str(error)) from None
+
+    run_until_stopped(run)

@@ -5,11 +5,15 @@ import signal
 from collections.abc import Callable, Coroutine
 from types import FrameType
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> None:
-    """Run `main(stop)` in a new event loop; `stop` is set by the first signal.
+def run_until_stopped(
+    main: Callable[[asyncio.Event], Coroutine[None, None, None]],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
+    """Run `main(stop)` in a new event loop, by default asyncio's; the first signal sets `stop`.
 
     The handlers are there before the loop and stay after it, so that a second Ctrl-C has no
     effect. (The loop's own handlers go with the loop.)
@@ -31,8 +35,9 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[None, None, None
             return
         await main(stop)
 
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         # nohup has SIGHUP ignored, and wants it so.
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, request_stop)
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run())

@@ -1,20 +1,13 @@
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, TypeVar
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 from redis.exceptions import RedisError
 
 from huleedu_service_libs.history_pages import HistoryPage, Unproven
 from huleedu_service_libs.notification_ids import NotificationId
 from huleedu_service_libs.redis_client import RedisClient
+from huleedu_service_libs.subscription import Subscription
 from services.websocket_service.protocols import BackplaneUnavailableError
-
-T = TypeVar("T")
-
-MAX_READERS: Final = 6
-"""Histories read at once: a storm of resumes must leave time for everything else."""
-QUEUE_TIMEOUT_S: Final = 10.0
 
 
 class RedisBackplane:
@@ -22,41 +15,24 @@ class RedisBackplane:
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
-        self._readers = asyncio.Semaphore(MAX_READERS)
 
-    @contextlib.asynccontextmanager
-    async def subscribe(self, channel: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                payloads = await stack.enter_async_context(
-                    self._client.subscribe(channel, mark_gaps=True)
-                )
-            except RedisError as error:
-                raise BackplaneUnavailableError(str(error)) from error
-            yield payloads
+    def subscribe(self, channel: str) -> AbstractAsyncContextManager[Subscription]:
+        return _Subscribing(self._client.subscribe(channel, mark_gaps=True))
 
     def get_user_channel(self, user_id: str) -> str:
         return self._client.get_user_channel(user_id)
 
     async def newest(self, user_id: str) -> NotificationId:
-        return await self._read(lambda: self._client.history.newest(user_id))
-
-    async def after(self, user_id: str, cursor: NotificationId) -> HistoryPage | Unproven:
-        return await self._read(lambda: self._client.history.after(user_id, cursor))
-
-    async def _read(self, read: Callable[[], Awaitable[T]]) -> T:
-        # Waiting for one's turn must not count against Redis, and must end when it is hung.
         try:
-            async with asyncio.timeout(QUEUE_TIMEOUT_S):
-                await self._readers.acquire()
-        except TimeoutError:
-            raise BackplaneUnavailableError("too many histories are being read") from None
-        try:
-            return await read()
+            return await self._client.history.newest(user_id)
         except RedisError as error:
             raise BackplaneUnavailableError(str(error)) from error
-        finally:
-            self._readers.release()
+
+    async def after(self, user_id: str, cursor: NotificationId) -> HistoryPage | Unproven:
+        try:
+            return await self._client.history.after(user_id, cursor)
+        except RedisError as error:
+            raise BackplaneUnavailableError(str(error)) from error
 
     @property
     def hears(self) -> bool:
@@ -67,3 +43,29 @@ class RedisBackplane:
             await self._client.ping()
         except RedisError as error:
             raise BackplaneUnavailableError(str(error)) from error
+
+
+class _Subscribing:
+    """A subscription of the client; what Redis answers to it is the backplane's failure.
+
+    One is kept for each connection: an `AsyncExitStack` in a generator would take 1.5 kB more.
+    """
+
+    __slots__ = ("_subscribing",)
+
+    def __init__(self, subscribing: AbstractAsyncContextManager[Subscription]) -> None:
+        self._subscribing = subscribing
+
+    async def __aenter__(self) -> Subscription:
+        try:
+            return await self._subscribing.__aenter__()
+        except RedisError as error:
+            raise BackplaneUnavailableError(str(error)) from error
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._subscribing.__aexit__(exc_type, exc, traceback)

@@ -2,12 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from redis.exceptions import RedisError
 
-from huleedu_service_libs.history_pages import HistoryPage, Unproven
+from huleedu_service_libs.history_pages import HistoryPage, Loss, Unproven
 from huleedu_service_libs.logging_utils import create_service_logger
 from huleedu_service_libs.notification_ids import NotificationId, is_origin
 from huleedu_service_libs.payload import Gap
@@ -18,8 +18,12 @@ from services.websocket_service.connection import Connection
 from services.websocket_service.continuity import Continuity, Link, Opening, Verdict
 from services.websocket_service.frames import Dialect, ResyncReason
 from services.websocket_service.hub import ConnectionHub
-from services.websocket_service.outbox import OutboundFrame
-from services.websocket_service.protocols import BackplaneProtocol, BackplaneUnavailableError
+from services.websocket_service.outbound import OutboundFrame
+from services.websocket_service.protocols import (
+    BackplaneProtocol,
+    BackplaneUnavailableError,
+    PayloadsProtocol,
+)
 from services.websocket_service.publication import Publication
 
 logger = create_service_logger(__name__)
@@ -52,7 +56,7 @@ class MessageListener:
         self._history_patience_s = history_patience_s
 
     async def listen(
-        self, connection: Connection, payloads: AsyncIterator[bytes], opening: Opening
+        self, connection: Connection, payloads: PayloadsProtocol, opening: Opening
     ) -> CloseReason:
         feed = _Feed(
             self._hub,
@@ -64,16 +68,15 @@ class MessageListener:
         try:
             if opening.missed is not None:
                 await feed.replay(opening.missed)
-            async for payload in payloads:
-                await feed.take(payload)
+            while True:
+                await feed.take(await payloads.next_batch())
         except _EndedError as ended:
             return ended.reason
         except SubscriptionOverflowError:
             return SLOW_CONSUMER
         except RedisError:
+            # The backplane is closed, or does not allow the channel any more.
             return TRY_LATER
-        # The backplane was closed in good order, which only a shutdown does.
-        return TRY_LATER
 
 
 class _EndedError(Exception):
@@ -101,51 +104,98 @@ class _Feed:
         self._connection = connection
         self._continuity = continuity
         self._history_patience_s = history_patience_s
+        # When the client was last told to fetch its state: what had come by then is part of that.
+        self._resynced_at = float("-inf")
 
-    async def take(self, payload: bytes) -> None:
-        """Hand on a live payload, and before it whatever is missing."""
+    async def take(self, batch: Sequence[bytes]) -> None:
+        """Hand on live payloads, and before each what is missing; they leave together."""
+        outbox = self._connection.outbox
+        outbox.hold()
+        try:
+            for payload in batch:
+                if not self._hand_on(payload):
+                    await self._mend(payload)
+                    outbox.hold()
+        finally:
+            outbox.release()
+
+    def _hand_on(self, payload: bytes) -> bool:
+        """False where something may be missing before it."""
         if isinstance(payload, Gap):
-            await self._catch_up()
-            return
-        publication = _publication(payload)
+            return False
+        publication = payload if isinstance(payload, Publication) else _publication(payload)
         link = publication.link
-        verdict = Verdict.NEXT if link is None else self._continuity.judge(link)
-        if verdict is Verdict.NEXT:
-            self._offer(publication)
-        elif verdict is Verdict.GAP and link is not None:
-            await self._fill(link)
+        if link is not None:
+            verdict = self._continuity.judge(link)
+            if verdict is Verdict.GAP:
+                return False
+            if verdict is Verdict.SEEN:
+                return True
+        if not self._is_offered(publication):
+            raise _EndedError(SLOW_CONSUMER)
+        return True
+
+    async def _mend(self, payload: bytes) -> None:
+        """Hand on, out of the history, what lies before a live payload, and itself."""
+        if not await self._catch_up() or isinstance(payload, Gap):
+            return
+        publication = payload if isinstance(payload, Publication) else _publication(payload)
+        link = publication.link
+        if link is not None and not await self._accounts_for(link, publication.received_at):
+            self._resync(ResyncReason.HISTORY_LOST, await self._newest())
+
+    async def _accounts_for(self, link: Link, received_at: float) -> bool:
+        """After the history was read to its end: whether the live notification is no loss."""
+        if self._continuity.has_handed_on(link.id) or received_at <= self._resynced_at:
+            return True
+        if not self._continuity.may_be_behind(link):
+            # The history should have had it: Redis has lost it, and perhaps more.
+            return False
+        # While Redis has two masters, this one may be heard from the one, and the history be that
+        # of the other.
+        found = await self._after(link.id)
+        if isinstance(found, HistoryPage):
+            self._continuity.look_back(found)
+            return True
+        # Of what is older than anything that is kept nobody can tell more.
+        return found.loss is Loss.TRIMMED
 
     async def replay(self, page: HistoryPage) -> bool:
         """Hand on this page and all that follow; False where that can't be proven any more."""
         while True:
             self._continuity.read(page)
-            for entry in page.entries:
-                publication = _publication(entry.payload)
-                if not self._is_offered(publication, replayed=True):
-                    # A page may be larger than the outbox.
-                    await self._connection.outbox.emptied()
-                    self._offer(publication, replayed=True)
+            await self._offer_all(page)
             self._counts.replayed += len(page.entries)
             if page.complete:
                 return True
-            await self._connection.outbox.emptied()
-            found = await self._after()
+            await self._connection.outbox.settled()
+            found = await self._after(self._continuity.position)
             if not isinstance(found, HistoryPage):
                 await self._lost(found)
                 return False
             page = found
 
+    async def _offer_all(self, page: HistoryPage) -> None:
+        outbox = self._connection.outbox
+        outbox.hold()
+        try:
+            for entry in page.entries:
+                publication = _publication(entry.payload)
+                publication.is_replayed = True
+                if not self._is_offered(publication):
+                    # A page may be larger than the outbox.
+                    await outbox.settled()
+                    if not self._is_offered(publication):
+                        raise _EndedError(SLOW_CONSUMER)
+        finally:
+            outbox.release()
+
     async def _catch_up(self) -> bool:
-        found = await self._after()
+        found = await self._after(self._continuity.position)
         if isinstance(found, HistoryPage):
             return await self.replay(found)
         await self._lost(found)
         return False
-
-    async def _fill(self, link: Link) -> None:
-        """Hand on, out of the history, what lies before a live notification, and itself."""
-        if await self._catch_up() and not self._continuity.accounts_for(link):
-            self._resync(ResyncReason.HISTORY_LOST, await self._newest())
 
     async def _lost(self, found: Unproven) -> None:
         self._resync(ResyncReason(found.loss.value), found.newest or await self._newest())
@@ -156,6 +206,7 @@ class _Feed:
         if never_any and self._connection.dialect is Dialect.PLAIN:
             # Nobody publishes durably to this user, as far as can be told.
             return
+        self._resynced_at = asyncio.get_running_loop().time()
         self._counts.resyncs[reason] += 1
         logger.warning(
             "notifications may be missing", connection_id=self._connection.id, reason=reason.value
@@ -163,30 +214,24 @@ class _Feed:
         if self._connection.dialect is Dialect.PLAIN:
             # No frame could say it, but a close can: whoever comes back fetches its state.
             raise _EndedError(MISSED)
-        text = frames.resync(reason, None if is_origin(newest) else newest)
-        if not self._connection.outbox.offer(OutboundFrame(text, len(text))):
+        text = frames.resync(reason, None if is_origin(newest) else newest).encode()
+        now = asyncio.get_running_loop().time()
+        if not self._connection.outbox.offer(OutboundFrame(text, now)):
             raise _EndedError(SLOW_CONSUMER)
 
-    def _offer(self, publication: Publication, *, replayed: bool = False) -> None:
-        if not self._is_offered(publication, replayed=replayed):
-            raise _EndedError(SLOW_CONSUMER)
-
-    def _is_offered(self, publication: Publication, *, replayed: bool) -> bool:
+    def _is_offered(self, publication: Publication) -> bool:
         dialect = self._connection.dialect
-        text = publication.text if dialect is Dialect.PLAIN else publication.notification
-        if text is None:
+        frame = publication.frame(dialect)
+        if frame is None:
             self._counts.undeliverable += 1
             logger.warning(
                 "payload undeliverable", dialect=dialect.value, payload_bytes=len(publication)
             )
             return True
-        return self._connection.outbox.offer(
-            OutboundFrame(text, len(publication), publication, replayed)
-        )
+        return self._connection.outbox.offer(frame)
 
-    async def _after(self) -> HistoryPage | Unproven:
-        user_id, position = self._connection.user_id, self._continuity.position
-        return await self._patiently(lambda: self._backplane.after(user_id, position))
+    async def _after(self, id_: NotificationId) -> HistoryPage | Unproven:
+        return await self._patiently(lambda: self._backplane.after(self._connection.user_id, id_))
 
     async def _newest(self) -> NotificationId:
         return await self._patiently(lambda: self._backplane.newest(self._connection.user_id))
@@ -208,8 +253,6 @@ class _Feed:
 
 
 def _publication(payload: bytes) -> Publication:
-    if isinstance(payload, Publication):
-        return payload
     publication = Publication(payload)
     publication.received_at = asyncio.get_running_loop().time()
     return publication

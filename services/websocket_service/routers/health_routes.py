@@ -12,7 +12,12 @@ from huleedu_service_libs.error_handling import raise_service_unavailable
 from huleedu_service_libs.error_handling.quart import extract_correlation_id
 from services.websocket_service.config import Settings
 from services.websocket_service.hub import ConnectionHub
-from services.websocket_service.protocols import BackplaneHealthProtocol, BackplaneUnavailableError
+from services.websocket_service.protocols import (
+    BackplaneHealthProtocol,
+    BackplaneUnavailableError,
+    MetricsProtocol,
+    MetricsUnavailableError,
+)
 
 health_blueprint = Blueprint("health", __name__)
 
@@ -78,12 +83,22 @@ async def redis_health(
 @health_blueprint.get("/healthz/websocket")
 @inject
 async def websocket_health(
-    settings: FromDishka[Settings], hub: FromDishka[ConnectionHub]
+    settings: FromDishka[Settings], metrics: FromDishka[MetricsProtocol]
 ) -> dict[str, Any]:
-    """How many connections there are."""
+    """How many connections there are, in all workers."""
+    try:
+        connections = await metrics.connections()
+    except MetricsUnavailableError as error:
+        raise_service_unavailable(
+            settings.SERVICE_NAME,
+            "websocket_health",
+            "workers",
+            str(error),
+            extract_correlation_id(request),
+        )
     return {
         "service": "websocket_manager",
         "status": "healthy",
-        "total_connections": hub.statistics().connections,
+        "total_connections": connections,
         "max_connections_per_user": settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER,
     }

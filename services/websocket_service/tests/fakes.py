@@ -1,15 +1,15 @@
 """What stands at the service's seams in its tests: small, in memory, and behaving.
 
-The client is the far end of a socket and does what browsers and Hypercorn do together: it refuses
-frames before the upgrade is answered, answers close frames, and when it leaves, its session is
-cancelled.
+The client is the far end of a socket and does what browsers and servers do together: nothing is
+written before the upgrade is answered or after a close frame, close frames are answered, and a
+client that does not read makes its socket unwritable.
 """
 
 import asyncio
 import contextlib
 import json
-from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from secrets import randbits
@@ -29,14 +29,18 @@ from huleedu_service_libs.history_pages import HistoryPage, KeptNotification, Lo
 from huleedu_service_libs.notification_ids import NotificationId, offset_of
 from huleedu_service_libs.payload import Gap
 from services.websocket_service.credentials import Credentials
-from services.websocket_service.exchange import Exchange, SessionLimits
+from services.websocket_service.exchange import ExchangeTerms, SessionLimits
 from services.websocket_service.frames import SUBPROTOCOL_V1
 from services.websocket_service.hub import ConnectionHub, HubLimits
 from services.websocket_service.implementations.message_listener import MessageListener
+from services.websocket_service.keeper import ConnectionKeeper, KeeperIntervals
 from services.websocket_service.origins import AllowedOrigins
+from services.websocket_service.outbound import OutboundFrame
 from services.websocket_service.protocols import (
     BackplaneUnavailableError,
     MessageListenerProtocol,
+    SocketListenerProtocol,
+    SocketProtocol,
 )
 from services.websocket_service.publication import Publication
 from services.websocket_service.session import SessionServer
@@ -44,49 +48,31 @@ from services.websocket_service.upgrade import Upgrade
 
 # Only a test that fails ever waits so long.
 GIVE_UP_AFTER_S = 20.0
+MAX_MESSAGE_BYTES = 100
 
 HUB_LIMITS = HubLimits(
     max_connections=100,
     max_connections_per_user=3,
     outbox_max_bytes=100_000,
     outbox_max_frames=100,
+    outboxes_max_bytes=10_000_000,
 )
 LIMITS = SessionLimits(
-    max_message_bytes=100,
-    messages_per_second=1,
-    message_burst=20,
+    frames_per_second=1,
+    frame_burst=20,
     heartbeat_s=30,
+    write_timeout_s=GIVE_UP_AFTER_S,
+    max_age_s=GIVE_UP_AFTER_S,
     close_timeout_s=GIVE_UP_AFTER_S,
     retry_after_s=2,
 )
+INTERVALS = KeeperIntervals(ping_interval_s=30, idle_timeout_s=300)
 
 
 async def turns(count: int = 20) -> None:
     """Let everything that is ready run; nothing in these tests takes more turns than that."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-class FakePeer:
-    """The other side below the messages; the test says what comes from there."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.last_heard = loop.time()
-        self.close_code: int | None = None
-        self.violated: asyncio.Future[int] = loop.create_future()
-        self.pings = 0
-        self.finished = False
-        self.aborted = False
-
-    def ping(self) -> None:
-        self.pings += 1
-
-    def finish(self) -> None:
-        self.finished = True
-
-    def abort(self) -> None:
-        self.aborted = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +89,29 @@ class CloseFrame:
         return fields
 
 
+def objects(text: str) -> list[dict[str, Any]]:
+    """What a text frame of the v1 dialect holds: an object, or several in an array."""
+    parsed: dict[str, Any] | list[dict[str, Any]] = json.loads(text)
+    return parsed if isinstance(parsed, list) else [parsed]
+
+
 class MemoryClient:
     """A client with its socket. Texts and the close frame arrive in order."""
 
     def __init__(self, *, answers_close: bool = True, reads: bool = True) -> None:
-        self.peer = FakePeer()
         self.session: asyncio.Task[None] | None = None
         self.accepted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.answers_close = answers_close
-        self.reads = asyncio.Event()
-        if reads:
-            self.reads.set()
+        self.reads = reads
         self.heard: asyncio.Queue[str | CloseFrame] = asyncio.Queue()
-        self.said: asyncio.Queue[str | bytes] = asyncio.Queue()
         self.socket = MemorySocket(self)
         self.close_frame: CloseFrame | None = None
+        self._unpacked: deque[dict[str, Any]] = deque()
+
+    @property
+    def has_heard_all(self) -> bool:
+        """Nothing has arrived that the test has not taken."""
+        return self.heard.empty() and not self._unpacked
 
     async def connected(self) -> str | None:
         """The selected subprotocol, once the upgrade was answered."""
@@ -126,15 +120,17 @@ class MemoryClient:
 
     async def text(self) -> str:
         """The next text frame."""
+        assert not self._unpacked, self._unpacked
         async with asyncio.timeout(GIVE_UP_AFTER_S):
             heard = await self.heard.get()
         assert isinstance(heard, str), heard
         return heard
 
     async def frame(self) -> dict[str, Any]:
-        """The next text frame of the v1 dialect."""
-        frame: dict[str, Any] = json.loads(await self.text())
-        return frame
+        """The next object of the v1 dialect, alone in its frame or with others."""
+        if not self._unpacked:
+            self._unpacked += objects(await self.text())
+        return self._unpacked.popleft()
 
     async def ids(self, count: int) -> list[str]:
         """Those of the next frames, which must be notifications in either dialect."""
@@ -144,6 +140,7 @@ class MemoryClient:
 
     async def closed(self) -> CloseFrame:
         """The close frame, which must be what comes next, and then the end of the session."""
+        assert not self._unpacked, self._unpacked
         async with asyncio.timeout(GIVE_UP_AFTER_S):
             heard = await self.heard.get()
         assert isinstance(heard, CloseFrame), heard
@@ -157,55 +154,163 @@ class MemoryClient:
             await asyncio.wait([self.session])
 
     def say(self, message: str | bytes) -> None:
-        self.said.put_nowait(message)
+        """Send a text or a binary message in one frame."""
+        self.socket.come(message)
+
+    def ping(self) -> None:
+        """Send a control frame."""
+        self.socket.come(None)
+
+    def violate(self, code: int) -> None:
+        """Send what is no valid frame; RFC 6455 closes with `code` for it."""
+        self.socket.violated(code)
 
     def leave(self, close_code: int | None = 1001) -> None:
-        """Close, or with None just vanish; the server then cancels the session."""
-        assert self.session is not None
-        self.peer.close_code = close_code
-        self.session.cancel()
+        """Close, or with None just vanish."""
+        self.socket.left(close_code)
+
+    def stop_reading(self) -> None:
+        """Take nothing any more; the network takes one more write."""
+        self.reads = False
+
+    def read(self) -> None:
+        """Take what waits on the network, and from now on everything."""
+        self.reads = True
+        self.socket.pass_on()
+
+    def read_one(self) -> None:
+        """Take what waits on the network, which is one write, and nothing more."""
+        self.socket.pass_on()
 
 
 class MemorySocket:
-    """The server's end. Every method gives up the event loop once, as real ones may."""
+    """The server's end: a twin of the sockets that the service has.
+
+    The network takes one write for a client that does not read. Then it is full until the client
+    reads, and whoever goes on writing fills memory.
+    """
 
     def __init__(self, client: MemoryClient) -> None:
         self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._listener: SocketListenerProtocol | None = None
+        self._accepted = False
+        self._closed = False
+        self._is_deaf = False
+        self._gone = asyncio.Event()
+        self._close_code: int | None = None
+        self.unread: list[str | CloseFrame] = []
+        self.writes: list[tuple[OutboundFrame, ...]] = []
+        self.writable = True
+        self.last_heard_at = self._loop.time()
+        self.pings = 0
+        self.aborted = False
 
     async def accept(self, subprotocol: str | None) -> None:
         await asyncio.sleep(0)
-        if not self._client.accepted.done():
+        if not self._accepted and not self._gone.is_set():
+            self._accepted = True
             self._client.accepted.set_result(subprotocol)
 
-    async def send(self, text: str) -> None:
+    def listen(self, listener: SocketListenerProtocol | None) -> None:
+        self._listener = listener
+        if listener is not None and self._gone.is_set():
+            listener.on_gone(self._close_code)
+
+    def write(self, frames: Sequence[OutboundFrame]) -> None:
+        assert frames
         self._require_open()
-        text.encode()
-        await asyncio.sleep(0)
-        await self._client.reads.wait()
-        self._client.heard.put_nowait(text)
+        if not self._gone.is_set():
+            self.writes.append(tuple(frames))
+            self._transmit(*(frame.text.decode() for frame in frames))
 
-    async def receive(self) -> str | bytes:
-        self._require_accepted()
-        await asyncio.sleep(0)
-        return await self._client.said.get()
-
-    async def close(self, code: int, reason: str) -> None:
+    def ping(self) -> None:
         self._require_open()
-        await asyncio.sleep(0)
-        await self._client.reads.wait()
-        self._client.close_frame = CloseFrame(code, reason)
-        self._client.heard.put_nowait(self._client.close_frame)
-        if self._client.answers_close:
-            self._client.leave(code)
+        self.pings += 1
 
-    def _require_accepted(self) -> None:
-        if not self._client.accepted.done():
-            raise RuntimeError("the upgrade has not been answered")
+    def close(self, code: int, reason: str) -> None:
+        self._require_open()
+        self._closed = True
+        if not self._gone.is_set():
+            self._transmit(CloseFrame(code, reason))
+
+    async def gone(self) -> None:
+        await self._gone.wait()
+
+    def abort(self) -> None:
+        self.aborted = True
+        self._loop.call_soon(self.left, None)
 
     def _require_open(self) -> None:
-        self._require_accepted()
-        if self._client.close_frame is not None:
+        if not self._accepted and not self._gone.is_set():
+            raise RuntimeError("the upgrade has not been answered")
+        if self._closed:
             raise RuntimeError("nothing may follow the close frame")
+
+    def _transmit(self, *texts: str | CloseFrame) -> None:
+        self.unread += texts
+        if self._client.reads and self.writable:
+            self._arrive()
+        elif self.writable:
+            self.writable = False
+            if self._listener is not None:
+                self._listener.on_paused()
+
+    # What the client does
+
+    def pass_on(self) -> None:
+        """The client reads what waits; the server learns of it as of all others."""
+        self._arrive()
+        if not self.writable:
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if not self.writable and not self.unread:
+            self.writable = True
+            if self._listener is not None:
+                self._listener.on_writable()
+
+    def _arrive(self) -> None:
+        unread, self.unread = self.unread, []
+        for heard in unread:
+            self._client.heard.put_nowait(heard)
+            if isinstance(heard, CloseFrame):
+                self._client.close_frame = heard
+                if self._client.answers_close:
+                    self._loop.call_soon(self.left, heard.code)
+
+    def come(self, message: str | bytes | None) -> None:
+        """A message has come, or with None a control frame."""
+        assert self._accepted
+        self._loop.call_soon(self._come, message)
+
+    def _come(self, message: str | bytes | None) -> None:
+        self.last_heard_at = self._loop.time()
+        listener = self._listener
+        if listener is None or self._is_deaf or self._gone.is_set() or not listener.on_frame():
+            return
+        if isinstance(message, str) and len(message.encode()) > MAX_MESSAGE_BYTES:
+            self._violated(1009)
+        elif message is not None:
+            listener.on_message(message)
+
+    def violated(self, code: int) -> None:
+        """What has come is no valid frame."""
+        assert self._accepted
+        self._loop.call_soon(self._violated, code)
+
+    def _violated(self, code: int) -> None:
+        self._is_deaf = True
+        if self._listener is not None and not self._gone.is_set():
+            self._listener.on_violation(code)
+
+    def left(self, close_code: int | None) -> None:
+        """The peer has closed with a code, or vanished."""
+        if not self._gone.is_set():
+            self._close_code = close_code
+            self._gone.set()
+            if self._listener is not None:
+                self._listener.on_gone(close_code)
 
 
 class MemoryHistory:
@@ -270,6 +375,26 @@ class MemoryHistory:
         )
 
 
+class MemoryPayloads:
+    """A subscription's payloads, up to the failure that ends them."""
+
+    def __init__(self, queue: asyncio.Queue[bytes | Exception]) -> None:
+        self._queue = queue
+        self._failure: Exception | None = None
+
+    async def next_batch(self) -> list[bytes]:
+        batch: list[bytes] = []
+        while self._failure is None and not (batch and self._queue.empty()):
+            item = await self._queue.get()
+            if isinstance(item, Exception):
+                self._failure = item
+            else:
+                batch.append(item)
+        if batch or self._failure is None:
+            return batch
+        raise self._failure
+
+
 class MemoryBackplane:
     """A twin of Redis: who is subscribed when a payload is published gets it."""
 
@@ -296,7 +421,7 @@ class MemoryBackplane:
         return f"ws:{user_id}"
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, channel: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def subscribe(self, channel: str) -> AsyncIterator[MemoryPayloads]:
         queue: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self.asked.set()
         if not self.available:
@@ -305,7 +430,7 @@ class MemoryBackplane:
         try:
             await asyncio.sleep(0)
             await self.acknowledges.wait()
-            yield _payloads(queue)
+            yield MemoryPayloads(queue)
         finally:
             self._channels[channel].discard(queue)
             await asyncio.sleep(0)
@@ -338,11 +463,13 @@ class MemoryBackplane:
         *,
         delivered: bool = True,
         collapse_key: str | None = None,
+        timestamp: str | None = None,
         **fields: Any,
     ) -> NotificationId:
         """Publish durably; without `delivered` the live copy is lost on its way."""
-        collapse = {} if collapse_key is None else {"collapse_key": collapse_key}
-        entry = self.histories[user_id].append({**collapse, "event": "e", "data": {}, **fields})
+        head = {"collapse_key": collapse_key, "timestamp": timestamp}
+        given = {name: value for name, value in head.items() if value is not None}
+        entry = self.histories[user_id].append({**given, "event": "e", "data": {}, **fields})
         if delivered:
             self.publish(user_id, entry.payload)
         return entry.id
@@ -357,7 +484,7 @@ class MemoryBackplane:
         return self._put(self._channels[self.get_user_channel(user_id)], payload)
 
     def fail(self, failure: Exception) -> None:
-        """End every subscription with `failure`; StopAsyncIteration: in good order."""
+        """End every subscription with `failure`."""
         for queues in self._channels.values():
             self._put(queues, failure)
 
@@ -366,16 +493,6 @@ class MemoryBackplane:
         for queue in queues:
             queue.put_nowait(item)
         return len(queues)
-
-
-async def _payloads(queue: asyncio.Queue[bytes | Exception]) -> AsyncIterator[bytes]:
-    while True:
-        item = await queue.get()
-        if isinstance(item, StopAsyncIteration):
-            return
-        if isinstance(item, Exception):
-            raise item
-        yield item
 
 
 class FakeIssuer:
@@ -418,33 +535,29 @@ class Service:
     backplane: MemoryBackplane = field(default_factory=MemoryBackplane)
     listener: MessageListenerProtocol | None = None
     history_patience_s: float = GIVE_UP_AFTER_S
+    intervals: KeeperIntervals = INTERVALS
+    utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
     spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
 
     def __post_init__(self) -> None:
         self.hub = ConnectionHub(self.hub_limits, service="websocket_service")
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
-        tracer = provider.get_tracer("test")
-        exchange = Exchange(
-            service="websocket_service",
-            limits=self.limits,
-            hub=self.hub,
-            listener=self.listener
-            or MessageListener(
-                self.hub, self.backplane, history_patience_s=self.history_patience_s
-            ),
-            tracer=tracer,
-            utc_now=lambda: datetime.now(UTC),
-        )
         self.sessions = SessionServer(
-            service="websocket_service",
-            limits=self.limits,
+            terms=ExchangeTerms(
+                service="websocket_service",
+                limits=self.limits,
+                hub=self.hub,
+                listener=self.listener
+                or MessageListener(
+                    self.hub, self.backplane, history_patience_s=self.history_patience_s
+                ),
+                tracer=provider.get_tracer("test"),
+            ),
             origins=self.origins,
             validator=self.issuer,
-            hub=self.hub,
             backplane=self.backplane,
-            exchange=exchange,
-            tracer=tracer,
+            keeper=ConnectionKeeper(self.intervals, self.utc_now),
         )
 
     def begin(
@@ -454,20 +567,24 @@ class Service:
         v1: bool = False,
         origin: str | None = None,
         correlation_id: UUID | None = None,
-        peer_shown: bool = True,
         cursor: str | None = None,
     ) -> MemoryClient:
-        """Let the client ask for an upgrade; not every server shows the peer."""
-        upgrade = Upgrade(
-            correlation_id=correlation_id or uuid4(),
-            credentials=Credentials(tokens),
-            requested_subprotocols=[SUBPROTOCOL_V1] if v1 else [],
-            origin=origin,
-            peer=client.peer if peer_shown else None,
-            cursor=cursor,
+        """Let the client ask for an upgrade."""
+        client.session = self.serve(
+            client.socket,
+            Upgrade(
+                correlation_id=correlation_id or uuid4(),
+                credentials=Credentials(tokens),
+                requested_subprotocols=[SUBPROTOCOL_V1] if v1 else [],
+                origin=origin,
+                cursor=cursor,
+            ),
         )
-        client.session = asyncio.create_task(self.sessions.serve(client.socket, upgrade))
         return client
+
+    def serve(self, socket: SocketProtocol, upgrade: Upgrade) -> asyncio.Task[None]:
+        """The session of any socket."""
+        return asyncio.create_task(self.sessions.serve(socket, upgrade))
 
     async def connect(
         self, user_id: str = "teacher-1", *, v1: bool = False, client: MemoryClient | None = None
@@ -475,7 +592,7 @@ class Service:
         """A client of the user's, connected; with v1 its `welcome` has been read."""
         client = self.begin(client or MemoryClient(), self.issuer.token(user_id), v1=v1)
         await client.connected()
-        if v1 and client.reads.is_set():
+        if v1 and client.reads:
             assert (await client.frame())["type"] == "welcome"
         return client
 
@@ -490,6 +607,7 @@ class Service:
         """Let the last clients close."""
         for client in clients:
             client.leave()
+        for client in clients:
             await client.ended()
         self.assert_nothing_left()
 

@@ -18,7 +18,11 @@ from huleedu_service_libs.redis_server import RedisServer
 from huleedu_service_libs.testing.polling import until
 from services.websocket_service.continuity import Link
 from services.websocket_service.implementations.backplane import RedisBackplane
-from services.websocket_service.protocols import BackplaneProtocol, BackplaneUnavailableError
+from services.websocket_service.protocols import (
+    BackplaneProtocol,
+    BackplaneUnavailableError,
+    PayloadsProtocol,
+)
 from services.websocket_service.publication import Publication
 from services.websocket_service.tests.fakes import GIVE_UP_AFTER_S, MemoryBackplane
 
@@ -129,9 +133,13 @@ async def line(request: pytest.FixtureRequest) -> AsyncIterator[Line]:
         yield opened
 
 
-async def hear(payloads: AsyncIterator[bytes]) -> bytes:
+async def hear(payloads: PayloadsProtocol, count: int) -> list[bytes]:
+    """The next payloads, in however many batches they come."""
+    heard: list[bytes] = []
     async with asyncio.timeout(GIVE_UP_AFTER_S):
-        return await anext(payloads)
+        while len(heard) < count:
+            heard += await payloads.next_batch()
+    return heard
 
 
 async def test_entered_means_heard(line: Line) -> None:
@@ -141,7 +149,7 @@ async def test_entered_means_heard(line: Line) -> None:
     async with line.backplane.subscribe(channel) as payloads:
         for payload in sent:
             assert await line.publish("a", payload) == 1
-        assert [await hear(payloads) for _ in sent] == sent
+        assert await hear(payloads, len(sent)) == sent
 
 
 @pytest.mark.parametrize("user", ["a:b", "*", "}", "a b", "a\nb", "🦐", "x" * 10_000])
@@ -154,8 +162,8 @@ async def test_users_do_not_mix(line: Line, user: str) -> None:
     ):
         assert await line.publish("a", b"for a") == 1
         assert await line.publish(user, b"for the user") == 1
-        assert await hear(theirs) == b"for the user"
-        assert await hear(others) == b"for a"
+        assert await hear(theirs, 1) == [b"for the user"]
+        assert await hear(others, 1) == [b"for a"]
 
 
 async def test_payload_knows_when_it_came(line: Line) -> None:
@@ -163,7 +171,7 @@ async def test_payload_knows_when_it_came(line: Line) -> None:
     started_at = asyncio.get_running_loop().time()
     async with line.backplane.subscribe(line.backplane.get_user_channel("a")) as payloads:
         await line.publish("a", b"x")
-        payload = await hear(payloads)
+        (payload,) = await hear(payloads, 1)
     assert isinstance(payload, Publication)
     assert started_at <= payload.received_at <= asyncio.get_running_loop().time()
 
@@ -190,7 +198,7 @@ async def test_history_holds_what_was_heard(line: Line) -> None:
     assert await replay(backplane, origin) == []
     async with backplane.subscribe(backplane.get_user_channel("a")) as payloads:
         ids = await line.notify(*"abcdefg")
-        heard = [await hear(payloads) for _ in ids]
+        heard = await hear(payloads, len(ids))
     assert [Publication(payload).link for payload in heard] == [
         Link(id_, prev) for id_, prev in zip(ids, [None, *ids], strict=False)
     ]

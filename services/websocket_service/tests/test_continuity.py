@@ -76,7 +76,7 @@ def test_what_was_collapsed_or_had_expired_is_no_loss() -> None:
     continuity.read(page("4-a", position="5-a"))
     for heard in (link("3-a", "2-a"), link("5-a", "4-a")):
         assert continuity.judge(heard) in {GAP, SEEN}
-        assert continuity.accounts_for(heard)
+        assert continuity.may_be_behind(heard)
     assert continuity.judge(link("6-a", "5-a")) is NEXT
 
 
@@ -86,7 +86,7 @@ def test_what_the_history_does_not_have_is_a_loss() -> None:
     heard = link("4-a", "3-a")
     assert continuity.judge(heard) is GAP
     continuity.read(page("2-a"))
-    assert not continuity.accounts_for(heard)
+    assert not continuity.may_be_behind(heard)
 
 
 def test_an_older_one_after_a_newer_one_is_a_loss() -> None:
@@ -96,7 +96,7 @@ def test_an_older_one_after_a_newer_one_is_a_loss() -> None:
     heard = link("3-b", "2-b")
     assert continuity.judge(heard) is GAP
     continuity.read(page("3-a"))
-    assert not continuity.accounts_for(heard)
+    assert not continuity.may_be_behind(heard)
 
 
 def test_after_a_restart_older_ones_are_accounted_for() -> None:
@@ -106,7 +106,7 @@ def test_after_a_restart_older_ones_are_accounted_for() -> None:
     assert continuity.judge(link("4-a", "3-a")) is NEXT
     continuity.restart(NotificationId("7-b"))
     assert continuity.judge(link("3-a", "2-a")) is GAP
-    assert continuity.accounts_for(link("6-b", "5-b"))
+    assert continuity.may_be_behind(link("6-b", "5-b"))
     assert continuity.judge(link("7-b", "6-b")) is SEEN
     assert continuity.judge(link("8-b", "7-b")) is NEXT
 
@@ -120,7 +120,7 @@ def test_memory_is_bounded() -> None:
     assert len(continuity._ahead) <= MAX_REMEMBERED_IDS
     heard = link(ids[-2], ids[-3])
     assert continuity.judge(heard) is GAP
-    assert continuity.accounts_for(heard)
+    assert continuity.may_be_behind(heard)
     assert continuity.judge(link("9000-a", ids[-1])) is NEXT
     assert not continuity._ahead
     continuity.read(page("9001-a"))
@@ -243,8 +243,15 @@ class ContinuityMachine(RuleBasedStateMachine):
             self.continuity.read(found)
             self.shown += [entry.id for entry in found.entries]
             complete = found.complete
-        if heard is not None and not self.continuity.accounts_for(heard):
+        if heard is None or self.continuity.has_handed_on(heard.id):
+            return
+        if not self.continuity.may_be_behind(heard):
             self.restart()
+            return
+        yield
+        page_behind = self.chain.after(heard.id, self.page_size)
+        if page_behind is not None:
+            self.continuity.look_back(page_behind)
 
     def restart(self) -> None:
         assert not self.history_is_whole, "a restart without a reason"

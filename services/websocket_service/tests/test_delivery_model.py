@@ -11,7 +11,6 @@ client has seen some of it: that one must be told.
 """
 
 import asyncio
-import json
 import os
 import shutil
 from collections.abc import Awaitable
@@ -39,20 +38,23 @@ from huleedu_service_libs.redis_channels import UserKeys, user_channel
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from services.websocket_service.credentials import Credentials
-from services.websocket_service.exchange import Exchange
+from services.websocket_service.exchange import ExchangeTerms
 from services.websocket_service.frames import SUBPROTOCOL_V1
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.implementations.backplane import RedisBackplane
 from services.websocket_service.implementations.message_listener import MessageListener
+from services.websocket_service.keeper import ConnectionKeeper
 from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.publication import Publication
 from services.websocket_service.session import SessionServer
 from services.websocket_service.tests.fakes import (
     GIVE_UP_AFTER_S,
     HUB_LIMITS,
+    INTERVALS,
     LIMITS,
     FakeIssuer,
     MemoryClient,
+    objects,
 )
 from services.websocket_service.upgrade import Upgrade
 
@@ -125,23 +127,18 @@ class DeliveryModel(RuleBasedStateMachine):
         self.hub = ConnectionHub(ROOMY, service="websocket_service")
         self.issuer = FakeIssuer()
         backplane = RedisBackplane(self.subscriber)
-        tracer = NoOpTracer()
         self.sessions = SessionServer(
-            service="websocket_service",
-            limits=LIMITS,
-            origins=AllowedOrigins([]),
-            validator=self.issuer,
-            hub=self.hub,
-            backplane=backplane,
-            exchange=Exchange(
+            terms=ExchangeTerms(
                 service="websocket_service",
                 limits=LIMITS,
                 hub=self.hub,
                 listener=MessageListener(self.hub, backplane),
-                tracer=tracer,
-                utc_now=lambda: datetime.now(UTC),
+                tracer=NoOpTracer(),
             ),
-            tracer=tracer,
+            origins=AllowedOrigins([]),
+            validator=self.issuer,
+            backplane=backplane,
+            keeper=ConnectionKeeper(INTERVALS, lambda: datetime.now(UTC)),
         )
 
     @initialize()
@@ -215,7 +212,6 @@ class DeliveryModel(RuleBasedStateMachine):
                     credentials=Credentials((self.issuer.token(tab.user),)),
                     requested_subprotocols=[SUBPROTOCOL_V1],
                     origin=None,
-                    peer=client.peer,
                     cursor=tab.cursor,
                 ),
             )
@@ -271,11 +267,11 @@ class DeliveryModel(RuleBasedStateMachine):
 
     def _hear(self, tab: Tab, heard: object) -> None:
         assert isinstance(heard, str), heard
-        frame = json.loads(heard)
-        if frame["type"] == "resync":
-            self._resynchronised(tab, frame["cursor"])
-        elif frame["type"] == "notification":
-            self._notified(tab, frame["id"])
+        for frame in objects(heard):
+            if frame["type"] == "resync":
+                self._resynchronised(tab, frame["cursor"])
+            elif frame["type"] == "notification":
+                self._notified(tab, frame["id"])
 
     def _resynchronised(self, tab: Tab, cursor: str | None) -> None:
         tab.cursor = cursor

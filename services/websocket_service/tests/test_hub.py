@@ -10,16 +10,20 @@ import pytest
 
 from common_core.error_enums import ErrorCode
 from huleedu_service_libs.error_handling import HuleEduError
-from services.websocket_service.close_reasons import DRAINING, TOKEN_EXPIRED
+from services.websocket_service.close_reasons import DRAINING, SLOW_CONSUMER, TOKEN_EXPIRED
 from services.websocket_service.connection import Connection, UserId
 from services.websocket_service.frames import Dialect
 from services.websocket_service.hub import ConnectionHub, HubLimits
-from services.websocket_service.outbox import OutboundFrame
+from services.websocket_service.outbound import FRAME_OVERHEAD_BYTES, OutboundFrame
+from services.websocket_service.tests.fakes import HUB_LIMITS, MemoryClient, Service, turns
 from services.websocket_service.tests.fakes import LIMITS as SESSION_LIMITS
-from services.websocket_service.tests.fakes import FakePeer, MemoryClient, Service
 
 LIMITS = HubLimits(
-    max_connections=4, max_connections_per_user=2, outbox_max_bytes=10, outbox_max_frames=3
+    max_connections=4,
+    max_connections_per_user=2,
+    outbox_max_bytes=10 + 3 * FRAME_OVERHEAD_BYTES,
+    outbox_max_frames=3,
+    outboxes_max_bytes=20 + 5 * FRAME_OVERHEAD_BYTES,
 )
 EXPIRES_AT = datetime.now(UTC) + timedelta(hours=1)
 
@@ -36,8 +40,13 @@ def admit(hub: ConnectionHub, stack: ExitStack, user: str = "a") -> Connection:
             dialect=Dialect.PLAIN,
             expires_at=EXPIRES_AT,
             correlation_id=uuid4(),
+            peer=MemoryClient().socket,
         )
     )
+
+
+def frame(text_bytes: int) -> OutboundFrame:
+    return OutboundFrame(b"x" * text_bytes, 0.0)
 
 
 async def test_user_has_a_limit(hub: ConnectionHub) -> None:
@@ -103,8 +112,8 @@ async def test_connection_has_the_bounds_of_the_process(hub: ConnectionHub) -> N
     """What waits for one connection is bounded as the settings say."""
     with ExitStack() as stack:
         outbox = admit(hub, stack).outbox
-        assert not outbox.offer(OutboundFrame("x", 11))
-        assert [outbox.offer(OutboundFrame("x", 1)) for _ in range(4)] == [True, True, True, False]
+        assert not outbox.offer(frame(11 + 2 * FRAME_OVERHEAD_BYTES))
+        assert [outbox.offer(frame(1)) for _ in range(4)] == [True, True, True, False]
 
 
 async def test_first_reason_stands(hub: ConnectionHub) -> None:
@@ -150,7 +159,7 @@ async def test_drain_says_goodbye_to_everybody() -> None:
         assert client.close_frame is not None
         assert client.close_frame.code == 1012
         assert client.close_frame.fields["retry_after_ms"] > 0
-        assert not client.peer.aborted
+        assert not client.socket.aborted
     assert service.hub.statistics().closed == {1012: 6}
 
 
@@ -181,11 +190,10 @@ async def test_drain_cuts_off_those_who_do_not_go() -> None:
     """A client that takes nothing any more does not hold up the shutdown."""
     service = Service()
     stuck = await service.connect("a")
-    stuck.reads.clear()
+    stuck.stop_reading()
     service.backplane.publish("a", b"never read")
     await service.hub.drain(timeout_s=0.01)
-    assert stuck.peer.aborted
-    stuck.leave(None)
+    assert stuck.socket.aborted
     await stuck.ended()
     service.assert_nothing_left()
 
@@ -196,18 +204,63 @@ async def test_drain_cuts_off_those_who_do_not_answer() -> None:
     mute = await service.connect("a", client=MemoryClient(answers_close=False))
     await service.hub.drain(timeout_s=20)
     assert mute.close_frame is not None
-    assert mute.peer.aborted
+    assert mute.socket.aborted
     await mute.ended()
     service.assert_nothing_left()
 
 
-async def test_peer_that_nobody_can_see_is_left_alone(hub: ConnectionHub) -> None:
-    """Under a server that shows no peers the drain still ends in time."""
+async def test_fullest_goes_when_all_together_have_too_much(hub: ConnectionHub) -> None:
+    """When too much waits in the process, whoever has most is closed, and its memory is free."""
     with ExitStack() as stack:
-        stack.enter_context(hub.session())
-        connection = admit(hub, stack)
-        assert connection.peer is None
-        await hub.drain(timeout_s=0.01)
-        connection.peer = FakePeer()
-        await hub.drain(timeout_s=0.01)
-        assert connection.peer.aborted
+        connections = [admit(hub, stack, user) for user in "abc"]
+        for connection, count in zip(connections, (1, 3, 1), strict=True):
+            for _ in range(count):
+                assert connection.outbox.offer(frame(3))
+        assert hub.statistics().waiting_bytes == 15 + 5 * FRAME_OVERHEAD_BYTES
+        assert not any(connection.closing.done() for connection in connections)
+        assert connections[0].outbox.offer(frame(3))
+        assert [connection.closing.done() for connection in connections] == [False, True, False]
+        assert connections[1].closing.result() is SLOW_CONSUMER
+        assert [len(connection.outbox) for connection in connections] == [2, 0, 1]
+        assert hub.statistics().waiting_bytes == 9 + 3 * FRAME_OVERHEAD_BYTES
+    assert hub.statistics().waiting_bytes == 0
+
+
+async def test_one_that_leaves_gives_back_its_share(hub: ConnectionHub) -> None:
+    """What still waited for a connection counts no longer once it has gone, however it went."""
+    with ExitStack() as stack, ExitStack() as others:
+        for user in "ab":
+            assert admit(hub, others if user == "b" else stack, user).outbox.offer(frame(3))
+        failure = RuntimeError("boom")
+        others.__exit__(type(failure), failure, None)
+        assert hub.statistics().waiting_bytes == 3 + FRAME_OVERHEAD_BYTES
+    assert hub.statistics().waiting_bytes == 0
+
+
+async def test_slow_ones_share_the_memory_of_the_process() -> None:
+    """When clients that read too slowly hold too much together, others go on undisturbed."""
+    service = Service(hub_limits=replace(HUB_LIMITS, outboxes_max_bytes=10_000))
+    slow, slowest, reader = [await service.connect(user) for user in "abc"]
+    slow.stop_reading()
+    slowest.stop_reading()
+    for client in (slow, slowest):
+        service.backplane.publish("a" if client is slow else "b", b"on the network")
+    await turns()
+    for n in range(20):
+        service.backplane.publish("a", b"%d" % n)
+        service.backplane.publish("b", b"%0100d" % n)
+        service.backplane.publish("c", b"%d" % n)
+        assert await reader.text() == str(n)
+    await turns()
+    assert service.hub.statistics().closed == {4008: 1}
+    waiting = service.hub.statistics().waiting_bytes
+    assert waiting == 20 * FRAME_OVERHEAD_BYTES + 10 + 20
+    slow.read()
+    assert await slow.text() == "on the network"
+    assert [await slow.text() for _ in range(20)] == [str(n) for n in range(20)]
+    assert service.hub.statistics().waiting_bytes == 0
+    slowest.read()
+    assert await slowest.text() == "on the network"
+    close = await slowest.closed()
+    assert (close.code, close.fields["error_code"]) == (4008, "TIMEOUT")
+    await service.leave(slow, reader)

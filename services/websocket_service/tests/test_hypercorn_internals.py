@@ -15,19 +15,21 @@ from typing import Any
 
 import hypercorn.asyncio
 import hypercorn.asyncio.run
-import hypercorn.asyncio.task_group
+import hypercorn.protocol
 import hypercorn.protocol.h11
 import pytest
 from hypercorn.asyncio.run import worker_serve
-from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.task_group import TaskGroup, _handle
+from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Closed, RawData
 from hypercorn.logging import Logger
-from hypercorn.protocol.events import Body, Data, Request, StreamClosed
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Request, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.ws_stream import WebsocketBuffer, WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, Handshake, WSStream
 from hypercorn.typing import AppWrapper
-from wsproto.connection import Connection, ConnectionState
 
 from services.websocket_service import hypercorn_tuning
 
@@ -89,19 +91,21 @@ def test_release() -> None:
             ],
         ),
         (WSStream.handle, ["self", "event"]),
-        (WSStream._handle_events, ["self"]),
-        (WSStream._send_pings, ["self"]),
-        (WSStream._send_wsproto_event, ["self", "event"]),
-        (WebsocketBuffer.__init__, ["self", "max_length"]),
-        (WebsocketBuffer.extend, ["self", "event"]),
-        (WebsocketBuffer.to_message, ["self"]),
-        (WebsocketBuffer.clear, ["self"]),
+        (WSStream.app_send, ["self", "message"]),
+        (Handshake.accept, ["self", "subprotocol", "additional_headers"]),
+        (H11Protocol.handle, ["self", "event"]),
+        (H11Protocol._check_protocol, ["self", "event"]),
         (AppWrapper.__call__, ["self", "scope", "receive", "send", "sync_spawn", "call_soon"]),
+        (_handle, ["app", "config", "scope", "receive", "send", "sync_spawn", "call_soon"]),
+        (TaskGroup.spawn_app, ["self", "app", "config", "scope", "send"]),
+        (TaskGroup.spawn, ["self", "func", "args"]),
         (TCPServer.run, ["self"]),
+        (TCPServer._read_data, ["self"]),
+        (TCPServer._close, ["self"]),
         (WorkerContext.__init__, ["self", "max_requests"]),
         (EventWrapper.set, ["self"]),
         (Logger.__init__, ["self", "config"]),
-        (Connection.events, ["self"]),
+        (Config.response_headers, ["self", "protocol"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -114,10 +118,14 @@ def test_signature(function: Callable[..., Any], expected: list[str]) -> None:
     "function",
     [
         WSStream.handle,
-        WSStream._handle_events,
-        WSStream._send_pings,
-        WSStream._send_wsproto_event,
+        WSStream.app_send,
+        H11Protocol.handle,
+        H11Protocol._check_protocol,
+        _handle,
+        TaskGroup.spawn_app,
         TCPServer.run,
+        TCPServer._read_data,
+        TCPServer._close,
         EventWrapper.set,
     ],
     ids=lambda function: function.__qualname__,
@@ -130,8 +138,16 @@ def test_coroutine(function: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("cls", "attributes"),
     [
-        (WSStream, {"app", "app_put", "buffer", "connection", "send", "stream_id"}),
-        (TCPServer, {"writer"}),
+        (
+            WSStream,
+            {
+                *("app", "closed", "config", "handshake", "scope", "send", "start_time", "state"),
+                *("stream_id", "task_group"),
+            },
+        ),
+        (Handshake, {"extensions", "subprotocols"}),
+        (H11Protocol, {"config", "connection"}),
+        (TCPServer, {"protocol", "reader", "writer"}),
         (WorkerContext, {"terminate", "terminated"}),
         (Logger, {"access_logger", "error_logger"}),
     ],
@@ -141,71 +157,108 @@ def test_attributes(cls: type, attributes: set[str]) -> None:
     assert attributes <= assigned(cls)
 
 
-def test_stream_hands_its_app_its_scope() -> None:
-    """The wrapped application gets the scope in which the peer belongs."""
-    assert "spawn_app(self.app, self.config, self.scope, self.app_send)" in statements(
-        WSStream.handle
-    )
-    assert "'extensions': {" in statements(WSStream.handle)
-    assert "app(scope, receive, send, sync_spawn, call_soon)" in statements(
-        hypercorn.asyncio.task_group._handle
-    )
-
-
-def test_stream_calls_what_is_overridden() -> None:
-    """Bytes from the peer go through `_handle_events`, and pings are sent by `_send_pings`."""
+def test_application_gets_its_scope_from_the_task_group() -> None:
+    """The task group that is replaced runs the application with the scope that has the wire."""
+    source = statements(WSStream.handle)
     assert (
-        "self.connection.receive_data(event.data)\n        await self._handle_events()"
-        in statements(WSStream.handle)
+        "self.app_put = await self.task_group.spawn_app("
+        "self.app, self.config, self.scope, self.app_send)" in source
     )
+    assert "'extensions': {" in source
+    assert "await self.app_put({'type': 'websocket.connect'})" in source
+    assert "app(scope, receive, send, sync_spawn, call_soon)" in statements(_handle)
+
+
+def test_end_of_an_application_is_a_message() -> None:
+    """Whether it returns or fails, its `send` gets None."""
+    assert statements(_handle).endswith("finally:\n        await send(None)")
+
+
+def test_nothing_else_of_a_stream_uses_its_task_group() -> None:
+    """Beside the application, only pings are spawned in it."""
+    uses = [
+        ast.unparse(node)
+        for node in ast.walk(tree(WSStream))
+        if isinstance(node, ast.Attribute) and "task_group" in ast.unparse(node.value)
+    ]
+    assert sorted(uses) == ["self.task_group.spawn", "self.task_group.spawn_app"]
     assert "self.task_group.spawn(self._send_pings)" in statements(WSStream._accept)
 
 
-def test_original_treatment_of_events() -> None:
-    """`_handle_events` is replaced whole: this is what it did."""
+def test_original_answer() -> None:
+    """The answer to an upgrade is replaced whole: this is what it did."""
     expected = textwrap.dedent("""\
-        async def _handle_events(self) -> None:
-            for event in self.connection.events():
-                if isinstance(event, Message):
-                    try:
-                        self.buffer.extend(event)
-                    except FrameTooLargeError:
-                        await self._send_wsproto_event(
-                            CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
-                        break
-                    if event.message_finished:
-                        await self.app_put(self.buffer.to_message())
-                        self.buffer.clear()
-                elif isinstance(event, Ping):
-                    await self._send_wsproto_event(event.response())
-                elif isinstance(event, CloseConnection):
-                    if self.connection.state == ConnectionState.REMOTE_CLOSING:
-                        await self._send_wsproto_event(event.response())
-                    await self.send(StreamClosed(stream_id=self.stream_id))
+        async def _accept(self, message: WebsocketAcceptEvent) -> None:
+            self.state = ASGIWebsocketState.CONNECTED
+            status_code, headers, self.connection = self.handshake.accept(
+                message.get('subprotocol'), message.get('headers', []))
+            await self.send(
+                Response(stream_id=self.stream_id, status_code=status_code, headers=headers))
+            await self.config.log.access(
+                self.scope, {'status': status_code, 'headers': []}, time() - self.start_time)
+            if self.config.websocket_ping_interval is not None:
+                self.task_group.spawn(self._send_pings)
         """)
-    assert statements(WSStream._handle_events) == ast.unparse(ast.parse(expected))
+    assert statements(WSStream._accept) == ast.unparse(ast.parse(expected))
+    assert "CONNECTED" in ASGIWebsocketState.__members__
+
+
+def test_original_reading_and_closing() -> None:
+    """`_read_data` is replaced whole, and `_close` is all that is done with the transport."""
+    source = statements(TCPServer._read_data)
+    assert "while not self.reader.at_eof():" in source
+    assert "self.reader.read(MAX_RECV)" in source
+    assert "await self.protocol.handle(RawData(data))" in source
+    assert source.endswith("await self.protocol.handle(Closed())")
+    assert MAX_RECV >= 65_536
+    assert "await self._read_data()" in statements(TCPServer.run)
+    assert "finally:\n        await self._close()" in statements(TCPServer.run)
+
+
+def test_bytes_before_the_answer_are_refused_by_the_stream() -> None:
+    """The stream closes itself with a 400; the tuning hangs up."""
+    assert (
+        "isinstance(event, (Body, Data)) and (not self.handshake.accepted):\n"
+        "        await self._send_error_response(400)\n        self.closed = True"
+        in statements(WSStream.handle)
+    )
+
+
+def test_request_is_measured_while_it_is_incomplete() -> None:
+    """The limit of headers is h11's, and the same attribute holds another thing afterwards."""
+    source = statements(H11Protocol.__init__)
+    assert "max_incomplete_event_size=self.config.h11_max_incomplete_size" in source
+    assert Config.h11_max_incomplete_size == 16 * 1024
+    assert "self.connection = H11WSConnection(" in statements(H11Protocol._create_stream)
+    assert "self.connection.receive_data(event.data)" in statements(H11Protocol.handle)
+    assert "await self._check_protocol(event)" in statements(H11Protocol._handle_events)
+
+
+def test_deadline_of_a_request_is_that_of_an_idle_connection() -> None:
+    """It runs from the connection's beginning until a request is complete, whatever comes."""
+    assert "self.idle_task.restart(task_group, self._idle_timeout)" in statements(TCPServer.run)
+    assert "self.send(Updated(idle=False))" in statements(H11Protocol._handle_events)
+    assert "self.config.keep_alive_timeout" in statements(TCPServer._idle_timeout)
+    assert Config.keep_alive_timeout == 5
 
 
 def test_events() -> None:
-    """The events of a stream are dataclasses with these fields."""
-    for event, field in ((Body, "data"), (Data, "data"), (Request, "headers")):
+    """The events that are looked at are dataclasses with these fields."""
+    for event, names_of_fields in (
+        (Request, {"headers", "http_version"}),
+        (StreamClosed, {"stream_id"}),
+        (RawData, {"data"}),
+        (Closed, set()),
+    ):
         assert is_dataclass(event)
-        assert field in {each.name for each in fields(event)}
-    assert {each.name for each in fields(StreamClosed)} == {"stream_id"}
-
-
-def test_states_of_a_connection() -> None:
-    """What cannot be parsed is reported as a close, in a state that tells it from a real one."""
-    assert {"OPEN", "REMOTE_CLOSING", "LOCAL_CLOSING", "CLOSED"} <= set(ConnectionState.__members__)
-    assert "except ParseFailed as exc:\n        yield CloseConnection(code=exc.code" in statements(
-        Connection.events
-    )
+        assert names_of_fields <= {each.name for each in fields(event)}
 
 
 @pytest.mark.parametrize(
     ("module", "name", "user"),
     [
         (hypercorn.protocol.h11, "WSStream", H11Protocol._create_stream),
+        (hypercorn.protocol, "H11Protocol", ProtocolWrapper.__init__),
         (hypercorn.asyncio.run, "TCPServer", worker_serve),
         (hypercorn.asyncio.run, "WorkerContext", worker_serve),
     ],
@@ -255,12 +308,18 @@ def test_install_replaces_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         (hypercorn.asyncio.run, "TCPServer"),
         (hypercorn.asyncio.run, "WorkerContext"),
         (hypercorn.protocol.h11, "WSStream"),
+        (hypercorn.protocol, "H11Protocol"),
         (Config, "logger_class"),
+        (Config, "alpn_protocols"),
         (hypercorn_tuning.TunedWSStream, "max_message_bytes"),
+        (hypercorn_tuning.TunedWSStream, "compression"),
+        (hypercorn_tuning.TunedTCPServer, "user_timeout_s"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
-    hypercorn_tuning.install(max_message_bytes=123)
+    hypercorn_tuning.install(max_message_bytes=123, user_timeout_s=4)
     assert worker_serve.__globals__["TCPServer"] is hypercorn_tuning.TunedTCPServer
     assert worker_serve.__globals__["WorkerContext"] is hypercorn_tuning.TunedWorkerContext
     assert H11Protocol._create_stream.__globals__["WSStream"] is hypercorn_tuning.TunedWSStream
+    assert ProtocolWrapper.__init__.__globals__["H11Protocol"] is hypercorn_tuning.TunedH11Protocol
     assert isinstance(Config().log, hypercorn_tuning.TunedLogger)
+    assert Config().alpn_protocols == ["http/1.1"]

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +11,33 @@ from typing import Any, cast
 
 import hypercorn.asyncio
 import hypercorn.asyncio.run
+import hypercorn.protocol
 import hypercorn.protocol.h11
 import pytest
 import websockets
 from hypercorn.config import Config
-from websockets.asyncio.client import ClientConnection
 
-from services.websocket_service import hypercorn_tuning
+from services.websocket_service import hypercorn_tuning, wire
 from services.websocket_service.hypercorn_tuning import (
-    PEER_EXTENSION,
-    Peer,
+    WIRE_EXTENSION,
+    TunedTCPServer,
     TunedWorkerContext,
     TunedWSStream,
 )
+from services.websocket_service.outbound import OutboundFrame
 from services.websocket_service.tests.fakes import GIVE_UP_AFTER_S
+from services.websocket_service.tests.wire.client_frames import MAX_MESSAGE_BYTES
+from services.websocket_service.tests.wire.listener import Listener
+from services.websocket_service.wire import WebSocketWire
 
-MAX_MESSAGE_BYTES = 1000
+USER_TIMEOUT_S = 7
 # More than the buffers of both ends of a socket hold.
 HUGE = 64 * 1024 * 1024
+
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 Message = dict[str, Any]
 
@@ -43,27 +51,13 @@ class Call:
     send: Callable[[Message], Awaitable[None]]
 
     @property
-    def peer(self) -> Peer:
-        peer = self.scope["extensions"][PEER_EXTENSION]
-        assert isinstance(peer, Peer)
-        return peer
+    def wire(self) -> WebSocketWire:
+        wire = self.scope["extensions"][WIRE_EXTENSION]
+        assert isinstance(wire, WebSocketWire)
+        return wire
 
-    async def accept(self) -> None:
-        assert (await self.receive())["type"] == "websocket.connect"
-        await self.send({"type": "websocket.accept"})
-
-    async def text(self, text: str) -> None:
-        await self.send({"type": "websocket.send", "text": text})
-
-    async def close(self, code: int) -> None:
-        await self.send({"type": "websocket.close", "code": code, "reason": "because"})
-
-    async def until_disconnected(self) -> list[Message]:
-        """What came before the end of the connection."""
-        messages = []
-        while (message := await self.receive())["type"] != "websocket.disconnect":
-            messages.append(message)
-        return messages
+    def text(self, text: str) -> None:
+        self.wire.write([OutboundFrame(text.encode(), made_at=0.0)])
 
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -105,6 +99,16 @@ class Server:
     def connect(self, **options: Any) -> websockets.connect:
         return websockets.connect(f"ws://127.0.0.1:{self.port}", proxy=None, **options)
 
+    async def answer(self, request: bytes) -> bytes:
+        """All that comes for a request, up to the end of the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
     async def _app(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
             await self._handler(Call(scope, receive, send))
@@ -121,24 +125,16 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> None:
         (hypercorn.asyncio.run, "TCPServer"),
         (hypercorn.asyncio.run, "WorkerContext"),
         (hypercorn.protocol.h11, "WSStream"),
+        (hypercorn.protocol, "H11Protocol"),
         (Config, "logger_class"),
+        (Config, "alpn_protocols"),
         (TunedWSStream, "max_message_bytes"),
+        (TunedWSStream, "compression"),
+        (TunedTCPServer, "user_timeout_s"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(hypercorn_tuning, "_before_shutdown", [])
-    hypercorn_tuning.install(max_message_bytes=MAX_MESSAGE_BYTES)
-
-
-def frame(first_byte: int, payload: bytes, *, masked: bool = True) -> bytes:
-    """A frame of a client; the mask is all zeros."""
-    length = len(payload)
-    mask_bit = 0x80 if masked else 0
-    head = (
-        struct.pack("!BB", first_byte, mask_bit | length)
-        if length < 126
-        else struct.pack("!BBH", first_byte, mask_bit | 126, length)
-    )
-    return head + (bytes(4) if masked else b"") + payload
+    hypercorn_tuning.install(max_message_bytes=MAX_MESSAGE_BYTES, user_timeout_s=USER_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager
@@ -147,16 +143,8 @@ async def upgraded(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A bare socket after its upgrade; nothing is read from it but what the test reads."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
-    lines = [
-        "GET / HTTP/1.1",
-        "Host: localhost",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        *headers,
-    ]
-    writer.write("\r\n".join([*lines, "", ""]).encode("latin1"))
+    more = "".join(f"{header}\r\n" for header in headers).encode("latin1")
+    writer.write(REQUEST.removesuffix(b"\r\n") + more + b"\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
     try:
         yield reader, writer
@@ -166,203 +154,111 @@ async def upgraded(
             await writer.wait_closed()
 
 
-async def turn_until(condition: Callable[[], bool]) -> None:
-    """Turn the event loop, which is what sockets are read and written in."""
-    while not condition():  # noqa: ASYNC110 - nobody sets an event for it
-        await asyncio.sleep(0)
-
-
-def write_raw(client: ClientConnection, data: bytes) -> None:
-    """Send bytes that no library would."""
-    client.transport.write(data)
-
-
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (frame(0x81, b"\xff\xfe"), 1007),
-        (frame(0x81, b"\xed\xa0\x80"), 1007),
-        (frame(0x01, b"\xc3") + frame(0x80, b"x"), 1007),
-        (frame(0x83, b"reserved opcode"), 1002),
-        (frame(0xC1, b"reserved bit"), 1002),
-        (frame(0x81, b"not masked", masked=False), 1002),
-        (frame(0x80, b"nothing to continue"), 1002),
-        (frame(0x89, b"x" * 126), 1002),
-        (frame(0x88, b"\x03"), 1002),
-        (frame(0x82, b"x" * (MAX_MESSAGE_BYTES + 1)), 1009),
-        (frame(0x81, b"x" * (MAX_MESSAGE_BYTES + 1)), 1009),
-        (frame(0x01, b"x" * 600) + frame(0x00, b"x" * 600), 1009),
-    ],
-    ids=[
-        "invalid utf-8",
-        "surrogate",
-        "invalid utf-8 in parts",
-        "opcode",
-        "bit",
-        "mask",
-        "continuation",
-        "long ping",
-        "short close",
-        "big binary",
-        "big text",
-        "big parts",
-    ],
-)
-async def test_violation(data: bytes, code: int) -> None:
-    """The application decides how a violation ends, and the client sees the code and why."""
-    seen = asyncio.Event()
+async def test_transport_changes_hands() -> None:
+    """Once accepted, a connection is the wire's alone, and every frame of it is heard there."""
+    listener = Listener()
+    received: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
     async def handler(call: Call) -> None:
-        await call.accept()
-        await call.close(await call.peer.violated)
-        await seen.wait()
-
-    async with serving(handler) as server, upgraded(server) as (reader, writer):
-        writer.write(data)
-        opcode, length = await reader.readexactly(2)
-        payload = await reader.readexactly(length)
-        seen.set()
-    assert opcode == 0x88
-    assert struct.unpack("!H", payload[:2]) == (code,)
-    assert payload[2:] == b"because"
-
-
-async def test_nothing_after_a_violation_is_delivered() -> None:
-    """What a client sends after an invalid frame is not taken for its word."""
-    heard: list[Message] = []
-
-    async def handler(call: Call) -> None:
-        await call.accept()
-        await call.peer.violated
-        await call.text("go on")
-        heard.extend(await call.until_disconnected())
+        received.set_result(await call.receive())
+        call.wire.listen(listener)
+        await call.wire.accept(None)
+        await call.wire.accept("a second time")
+        await call.wire.gone()
 
     async with serving(handler) as server, server.connect() as client:
-        write_raw(client, frame(0x81, b"x" * (MAX_MESSAGE_BYTES + 1)))
-        assert await client.recv() == "go on"
-        await client.send("more")
-        await client.close()
-    assert heard == []
-
-
-async def test_nothing_after_a_violation_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that goes on after an oversize message fills no memory with it."""
-    streams: list[TunedWSStream] = []
-
-    class KeptStream(TunedWSStream):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            streams.append(self)
-
-    monkeypatch.setattr(hypercorn.protocol.h11, "WSStream", KeptStream)
-    part = frame(0x00, b"x" * MAX_MESSAGE_BYTES)
-
-    async def handler(call: Call) -> None:
-        await call.accept()
-        await call.until_disconnected()
-
-    async with serving(handler) as server, server.connect() as client:
-        write_raw(client, frame(0x01, b"x" * MAX_MESSAGE_BYTES) + part * 50)
-        await client.close()
-    assert [stream.buffer.length for stream in streams] == [2 * MAX_MESSAGE_BYTES]
-
-
-async def test_messages_arrive_whole() -> None:
-    """Texts and binary messages, in one frame or in many, reach the application as they were."""
-    heard: list[Message] = []
-
-    async def handler(call: Call) -> None:
-        await call.accept()
-        heard.extend(await call.until_disconnected())
-
-    biggest = "x" * MAX_MESSAGE_BYTES
-    async with serving(handler) as server, server.connect() as client:
-        await client.send("Räksmörgås 🦐")
+        assert await received == {"type": "websocket.connect"}
         await client.send(["in ", "three ", "parts"])
-        await client.send(b"")
-        await client.send(biggest)
-        await client.ping()
-        await client.send(["a", "b"])
-    assert [message["text"] for message in heard] == [
-        "Räksmörgås 🦐",
-        "in three parts",
-        None,
-        biggest,
-        "ab",
-    ]
-    assert heard[2]["bytes"] == b""
+        await client.send(b"binary")
+        await (await client.ping())
+        await client.close(4321)
+        assert await listener.left() == 4321
+    assert listener.messages == ["in three parts", b"binary"]
+
+
+async def test_limit_is_the_installed_one() -> None:
+    """A message over the limit is reported, and the application says how that ends."""
+    listener = Listener()
+
+    async def handler(call: Call) -> None:
+        call.wire.listen(listener)
+        await call.wire.accept(None)
+        call.wire.close(await listener.violated(), "because")
+        await call.wire.gone()
+
+    async with serving(handler) as server, server.connect() as client:
+        await client.send("x" * (MAX_MESSAGE_BYTES + 1))
+        await client.wait_closed()
+        assert (client.close_code, client.close_reason) == (1009, "because")
+
+
+async def test_what_comes_right_behind_the_answer_is_heard() -> None:
+    """A client that talks as soon as it is answered loses no byte and no order."""
+    listener = Listener()
+
+    async def handler(call: Call) -> None:
+        call.wire.listen(listener)
+        await call.wire.accept(None)
+        await call.wire.gone()
+
+    async with serving(handler) as server:
+        for _ in range(20):
+            async with server.connect() as client:
+                await client.send("1")
+                await client.send("2")
+    assert listener.messages == ["1", "2"] * 20
+
+
+async def test_end_of_the_application_ends_the_connection() -> None:
+    """No socket outlives the application that attends to it; its last words still go out."""
+
+    async def handler(call: Call) -> None:
+        await call.wire.accept(None)
+        call.text("last words")
+
+    async with serving(handler) as server, upgraded(server) as (reader, _):
+        assert await reader.read() == b"\x81\x0alast words"
+
+
+async def test_failure_of_the_application_ends_the_connection() -> None:
+    """So it does where the application fails."""
+
+    async def handler(call: Call) -> None:
+        await call.wire.accept(None)
+        raise RuntimeError("a defect")
+
+    async with serving(handler) as server, upgraded(server) as (reader, _):
+        assert await reader.read() == b""
+
+
+async def test_client_that_leaves_before_it_is_accepted() -> None:
+    """Of a client that leaves while it waits for the answer, the application hears."""
+    left = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        await call.wire.gone()
+        await call.wire.accept(None)
+        left.set()
+
+    async with serving(handler) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(REQUEST)
+        writer.close()
+        await left.wait()
+        await writer.wait_closed()
 
 
 async def test_compression_is_declined() -> None:
     """A client that offers compression, as every browser does, is served without."""
 
     async def handler(call: Call) -> None:
-        await call.accept()
-        call.peer.ping()
-        await call.text("plain")
-        await call.until_disconnected()
+        await call.wire.accept(None)
+        call.text("plain")
+        await call.wire.gone()
 
     async with serving(handler) as server, server.connect(compression="deflate") as client:
         assert await client.recv() == "plain"
         assert client.protocol.extensions == []
-
-
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (frame(0x88, struct.pack("!H", 4321) + b"bye"), 4321),
-        (frame(0x88, b""), 1005),
-        (None, None),
-    ],
-    ids=["with a code", "without", "no close frame"],
-)
-async def test_close_code_of_the_client(data: bytes | None, code: int | None) -> None:
-    """The application knows how a client closed, and whether it did at all."""
-    seen: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-
-    async def handler(call: Call) -> None:
-        await call.accept()
-        await call.until_disconnected()
-        seen.set_result(call.peer.close_code)
-
-    async with serving(handler) as server, server.connect() as client:
-        if data is None:
-            client.transport.abort()
-        else:
-            write_raw(client, data)
-        assert await seen == code
-
-
-async def test_client_that_answers_the_close_frame() -> None:
-    """After the server's close frame the application learns that the client has answered."""
-    seen: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-
-    async def handler(call: Call) -> None:
-        await call.accept()
-        await call.close(4000)
-        await call.until_disconnected()
-        seen.set_result(call.peer.close_code)
-
-    async with serving(handler) as server, server.connect() as client:
-        await client.wait_closed()
-        assert client.close_code == 4000
-        assert await seen == 4000
-
-
-async def test_pong_is_heard() -> None:
-    """A client that does nothing but answer pings is heard of."""
-    result: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    async def handler(call: Call) -> None:
-        await call.accept()
-        before = call.peer.last_heard
-        call.peer.ping()
-        await turn_until(lambda: call.peer.last_heard != before)
-        result.set_result(call.peer.last_heard > before)
-
-    async with serving(handler) as server, server.connect() as client:
-        assert await result
-        await client.wait_closed()
 
 
 async def test_server_sends_no_pings_of_its_own() -> None:
@@ -372,10 +268,10 @@ async def test_server_sends_no_pings_of_its_own() -> None:
     seen = asyncio.Event()
 
     async def handler(call: Call) -> None:
-        await call.accept()
+        await call.wire.accept(None)
         for _ in range(5):
             await asyncio.sleep(0)  # Hypercorn's first ping would be sent in the next turn
-        await call.text("first")
+        call.text("first")
         await seen.wait()
 
     async with serving(handler, config) as server, upgraded(server) as (reader, _):
@@ -383,23 +279,51 @@ async def test_server_sends_no_pings_of_its_own() -> None:
         seen.set()
 
 
-async def test_abort_releases_a_client_that_reads_nothing() -> None:
-    """A client that has stopped reading cannot hold on to its connection."""
-    released: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+async def test_kernel_gives_up_a_peer_that_takes_nothing() -> None:
+    """A peer whose machine has vanished is not written to for a quarter of an hour."""
+    timeouts_ms = []
 
     async def handler(call: Call) -> None:
-        await call.accept()
-        writing = asyncio.ensure_future(call.text("x" * HUGE))
-        await turn_until(lambda: call.peer._writer.transport.get_write_buffer_size() > 0)
-        assert not writing.done()
-        call.peer.abort()
-        await call.until_disconnected()
-        await writing
-        call.peer.ping()  # into the void
-        released.set_result(call.peer.close_code)
+        raw = call.wire._transport.get_extra_info("socket")
+        timeouts_ms.append(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        await call.wire.accept(None)
+
+    async with serving(handler) as server, server.connect() as client:
+        await client.wait_closed()
+    assert timeouts_ms == [USER_TIMEOUT_S * 1000]
+
+
+async def test_abort_releases_a_client_that_reads_nothing() -> None:
+    """A client that has stopped reading cannot hold on to its connection."""
+    released = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        await call.wire.accept(None)
+        call.text("x" * HUGE)
+        assert not call.wire.writable
+        call.wire.abort()
+        await call.wire.gone()
+        call.wire.ping()  # into the void
+        released.set()
 
     async with serving(handler) as server, upgraded(server):
-        assert await released is None
+        await released.wait()
+
+
+async def test_client_that_does_not_read_the_last_words_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the application has finished, its client has so long to take what is unsent."""
+    monkeypatch.setattr(wire, "CLOSING_S", 0.01)
+    wires: asyncio.Queue[WebSocketWire] = asyncio.Queue()
+
+    async def handler(call: Call) -> None:
+        await call.wire.accept(None)
+        call.text("x" * HUGE)
+        wires.put_nowait(call.wire)
+
+    async with serving(handler) as server, upgraded(server):
+        await (await wires.get()).gone()
 
 
 async def test_application_is_asked_before_the_shutdown() -> None:
@@ -407,20 +331,48 @@ async def test_application_is_asked_before_the_shutdown() -> None:
     connected: list[Call] = []
 
     async def handler(call: Call) -> None:
-        await call.accept()
+        await call.wire.accept(None)
         connected.append(call)
-        await call.until_disconnected()
+        await call.wire.gone()
 
     async def say_goodbye() -> None:
         for call in connected:
-            await call.text("going away")
-            await call.close(1012)
+            call.text("going away")
+            call.wire.close(1012, "")
 
     hypercorn_tuning.before_shutdown(say_goodbye)
     async with serving(handler) as server, server.connect() as client:
         await asyncio.gather(server.stop(), client.wait_closed())
         assert await client.recv() == "going away"
         assert client.close_code == 1012
+
+
+@pytest.mark.parametrize("size", [16_386, 40_000])
+async def test_headers_are_limited(size: int) -> None:
+    """Headers over 16 KiB are refused, also when they come at once and the request is whole."""
+
+    async def handler(_call: Call) -> None:
+        raise AssertionError("it is no valid request")
+
+    async with serving(handler) as server:
+        head = REQUEST.removesuffix(b"\r\n") + b"X-Padding: "
+        request = head + b"x" * (size - len(head) - 4) + b"\r\n\r\n"
+        assert (await server.answer(request)).startswith(b"HTTP/1.1 431")
+
+
+async def test_http_2_is_not_spoken() -> None:
+    """Whoever asks to change to HTTP/2 is answered in HTTP/1.1."""
+
+    async def handler(call: Call) -> None:
+        await call.send({"type": "http.response.start", "status": 204, "headers": []})
+        await call.send({"type": "http.response.body", "body": b""})
+
+    request = (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\n"
+        b"Connection: Upgrade, HTTP2-Settings, close\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    )
+    async with serving(handler) as server:
+        assert (await server.answer(request)).startswith(b"HTTP/1.1 204")
 
 
 async def test_stuck_http_client_does_not_hold_up_the_shutdown(
@@ -464,8 +416,8 @@ async def test_odd_handshake(headers: list[str], offered: list[str]) -> None:
     seen: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
 
     async def handler(call: Call) -> None:
-        await call.accept()
         seen.set_result(call.scope["subprotocols"])
+        await call.wire.accept(None)
 
     async with serving(handler) as server, upgraded(server, *headers):
         assert await seen == offered

@@ -1,12 +1,19 @@
 """What a scrape shows."""
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
 from services.websocket_service.metrics import ServiceCollector
 from services.websocket_service.tests.fakes import MemoryClient, Service
+from services.websocket_service.workers.aggregation import GAUGE_RULES
 
 SUBSCRIPTIONS = SubscriptionStatistics(
     connected=True,
@@ -49,6 +56,7 @@ async def test_state_is_read_when_scraped() -> None:
     assert value(families, "websocket_connections") == 2
     assert value(families, "websocket_users") == 1
     assert value(families, "websocket_draining") == 0
+    assert value(families, "websocket_waiting_bytes") == 0
     assert value(families, "websocket_connections_opened_total", dialect="plain") == 1
     assert value(families, "websocket_connections_opened_total", dialect="huleedu.notify.v1") == 1
     assert value(families, "websocket_token_checks_total", result="valid") == 2
@@ -164,12 +172,23 @@ async def test_names_help_and_labels() -> None:
     await client.ended()
 
 
+async def test_each_gauge_can_be_put_together() -> None:
+    """What a gauge of several workers says has been thought of for each."""
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(Service().hub.statistics, lambda: SUBSCRIPTIONS))
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    families = list(registry.collect())
+    assert {family.name for family in families if family.type == "gauge"} == GAUGE_RULES.keys()
+    assert {family.type for family in families} == {"counter", "gauge", "histogram"}
+
+
 async def test_latency_is_from_publication() -> None:
     """Latency counts from the publisher's own time; a fast clock makes it no less than zero."""
     service = Service()
     client = await service.connect()
-    for timestamp in ("2999-01-01T00:00:00Z", "2000-01-01T00:00:00Z"):
-        service.backplane.publish("teacher-1", f'{{"timestamp":"{timestamp}"}}'.encode())
+    for timestamp in ("2999-01-01T00:00:00+00:00", "2000-01-01T00:00:00+00:00"):
+        service.backplane.notify("teacher-1", timestamp=timestamp)
         await client.text()
     client.leave()
     await client.ended()

@@ -6,7 +6,6 @@ With the twin of Redis, turn by turn of the event loop, tiny pages and a tab tha
 
 import asyncio
 import copy
-import json
 from collections.abc import Coroutine
 from typing import Any
 
@@ -26,6 +25,7 @@ from services.websocket_service.tests.fakes import (
     MemoryClient,
     MemoryHistory,
     Service,
+    objects,
     turns,
 )
 
@@ -64,6 +64,9 @@ class Machine(RuleBasedStateMachine):
         # The present chain, from its beginning, with the collapse key of each.
         self.timeline: dict[NotificationId, str | None] = {}
         self.expired: set[NotificationId] = set()
+        self.trimmed = False
+        # Who has heard a master that was replaced, and of how many losses it knew by then.
+        self.owed: tuple[MemoryClient, int] | None = None
         for _ in range(published):
             self.run(self.notify(None))
         self.application = Application(self.history.last)
@@ -130,9 +133,15 @@ class Machine(RuleBasedStateMachine):
     def read(self, reads: bool) -> None:
         assert self.client is not None
         if reads:
-            self.client.reads.set()
+            self.client.read()
         else:
-            self.client.reads.clear()
+            self.client.stop_reading()
+
+    @precondition(lambda self: self.client is not None and not self.client.reads)
+    @rule()
+    def read_one(self) -> None:
+        assert self.client is not None
+        self.client.read_one()
 
     @rule(count=st.sampled_from([1, 3, 10, 60]))
     def time_passes(self, count: int) -> None:
@@ -140,7 +149,8 @@ class Machine(RuleBasedStateMachine):
         while self.client is not None and not self.client.heard.empty():
             text = self.client.heard.get_nowait()
             assert isinstance(text, str), text
-            self.application.handle(json.loads(text))
+            for frame in objects(text):
+                self.application.handle(frame)
 
     # Redis
 
@@ -157,6 +167,8 @@ class Machine(RuleBasedStateMachine):
     def trim(self, kept: int) -> None:
         del self.history.entries[: -kept or None]
         self.whole = False
+        # Of what is older than what is kept nobody can tell of which chain it is.
+        self.trimmed = True
 
     @rule()
     def flush(self) -> None:
@@ -177,6 +189,18 @@ class Machine(RuleBasedStateMachine):
         self.whole = False
         self.redis_is_heard_again()
 
+    @rule(count=st.integers(1, 3))
+    def replaced_master_is_heard(self, count: int) -> None:
+        async def publish() -> None:
+            replaced = copy.deepcopy(self.snapshot[0])
+            for _ in range(count):
+                payload = replaced.append({"event": "e", "data": {}}).payload
+                if self.heard and self.backplane.publish("a", payload) and self.client:
+                    self.owed = self.client, self.application.resyncs
+
+        self.whole = False
+        self.run(publish())
+
     # What holds
 
     @invariant()
@@ -195,6 +219,8 @@ class Machine(RuleBasedStateMachine):
         self.publish([None])
         self.read(reads=True)
         self.time_passes(300)
+        if self.owed is not None and self.owed[0] is self.client and not self.trimmed:
+            assert self.application.resyncs > self.owed[1]
         shown, start = self.application.shown, self.application.start
         ids = list(self.timeline)
         assert start is None or start in ids or is_origin(start)

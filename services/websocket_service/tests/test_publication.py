@@ -1,6 +1,7 @@
 """What becomes of a payload on its way to the two dialects."""
 
 import json
+import time
 import tracemalloc
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from huleedu_service_libs.notification_ids import NotificationId
 from huleedu_service_libs.notifications import Notification
 from services.websocket_service.continuity import Link
+from services.websocket_service.frames import Dialect
 from services.websocket_service.publication import Publication
 
 HEAD = '{"id":"5-77","prev":"4-9223372036854775807",'
@@ -28,13 +30,35 @@ OBJECTS = st.dictionaries(STRINGS | st.sampled_from(["event", "data", "type"]), 
 SPACES = st.text(" \t\r\n", max_size=3)
 
 
-def parsed(text: str) -> Any:
-    """What a browser makes of it: standard JSON, or an error."""
+# The event loop's time in seconds at which all of them came.
+RECEIVED_AT = time.monotonic()
+
+
+def received(payload: str | bytes) -> Publication:
+    """The publication as the reader hands it out."""
+    publication = Publication(payload.encode() if isinstance(payload, str) else payload)
+    publication.received_at = RECEIVED_AT
+    return publication
+
+
+def text_of(publication: Publication, dialect: Dialect) -> bytes | None:
+    """What a client of the dialect reads."""
+    frame = publication.frame(dialect)
+    return None if frame is None else frame.text
+
+
+def notification_of(payload: str | bytes) -> bytes | None:
+    """What a v1 client reads."""
+    return text_of(received(payload), Dialect.V1)
+
+
+def parsed(text: bytes) -> Any:
+    """What a browser makes of it: standard JSON in UTF-8, or an error."""
 
     def refuse(constant: str) -> NoReturn:
         raise AssertionError(constant)
 
-    text.encode()
+    text.decode()
     return json.loads(text, parse_constant=refuse)
 
 
@@ -45,20 +69,20 @@ def test_notification_is_the_object_with_its_type(
 ) -> None:
     """A v1 client reads the published object, known by its type, whatever the object holds."""
     payload = before + json.dumps(fields, indent=indent) + after
-    notification = Publication(payload.encode()).notification
+    notification = notification_of(payload)
 
     assert notification is not None
-    assert notification.startswith('{"type":"notification"')
-    assert parsed(notification) == {**parsed(payload), "type": "notification"}
+    assert notification.startswith(b'{"type":"notification"')
+    assert parsed(notification) == {**parsed(payload.encode()), "type": "notification"}
 
 
 @given(fields=OBJECTS.filter(lambda fields: fields and "type" not in fields))
 def test_notification_keeps_the_publishers_spelling(fields: dict[str, Any]) -> None:
     """The fields of a v1 notification are to the byte what was published."""
     payload = json.dumps(fields, ensure_ascii=True, indent=1)
-    notification = Publication(payload.encode()).notification
+    notification = notification_of(payload)
     assert notification is not None
-    assert notification.removeprefix('{"type":"notification",') == payload.removeprefix("{")
+    assert notification.removeprefix(b'{"type":"notification",') == payload[1:].encode()
 
 
 @given(text=st.text())
@@ -66,28 +90,25 @@ def test_notification_keeps_the_publishers_spelling(fields: dict[str, Any]) -> N
 @example(text="")
 def test_text_is_exact(text: str) -> None:
     """A plain client reads what was published, to the byte."""
-    assert Publication(text.encode()).text == text
+    assert text_of(received(text), Dialect.PLAIN) == text.encode()
 
 
 @given(payload=st.binary())
 def test_any_bytes_have_an_outcome(payload: bytes) -> None:
     """No payload breaks the delivery: it has a text or it has none."""
-    publication = Publication(payload)
-    text, notification = publication.text, publication.notification
-    assert text is None or text.encode() == payload
+    publication = received(payload)
+    text, notification = (text_of(publication, dialect) for dialect in Dialect)
+    assert text is None or text.decode().encode() == payload
     assert notification is None or parsed(notification)["type"] == "notification"
     assert publication.trace_context is None or publication.trace_context
-    assert publication.published_at is None or publication.published_at
 
 
 @pytest.mark.parametrize("payload", [b"\xff", b'{"a":"\xc3"}', b"\xed\xa0\x80", b"{}\x80"])
 def test_invalid_utf8_fits_no_dialect(payload: bytes) -> None:
     """What is no UTF-8 can be sent in no text frame."""
-    publication = Publication(payload)
-    assert publication.text is None
-    assert publication.notification is None
+    publication = received(payload)
+    assert [publication.frame(dialect) for dialect in Dialect] == [None, None]
     assert publication.trace_context is None
-    assert publication.published_at is None
 
 
 @pytest.mark.parametrize(
@@ -108,6 +129,8 @@ def test_invalid_utf8_fits_no_dialect(payload: bytes) -> None:
         b'{"a":1e999,"type":"x"}',
         b"{'a':1}",
         b'\xef\xbb\xbf{"a":1}',
+        '{"a":1}'.encode("utf-16-le"),
+        '{"a":1,"type":"x"}'.encode("utf-32-be"),
         b'\x0b{"a":1}',
         '\u00a0{"a":1}'.encode(),
         b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
@@ -117,29 +140,44 @@ def test_invalid_utf8_fits_no_dialect(payload: bytes) -> None:
 )
 def test_what_is_no_json_object_is_no_notification(payload: bytes) -> None:
     """A v1 client never gets a frame that its parser refuses or that is no object."""
-    publication = Publication(payload)
-    assert publication.notification is None
-    assert publication.text == payload.decode()
+    publication = received(payload)
+    assert publication.frame(Dialect.V1) is None
+    assert text_of(publication, Dialect.PLAIN) == payload
 
 
 def test_object_that_can_just_be_read_can_be_written() -> None:
     """However deep an object is, there is a frame or there is none, and never a crash."""
     for depth in range(1, 1200):
         payload = b'{"type":"x","a":' + b"[" * depth + b"]" * depth + b"}"
-        notification = Publication(payload).notification
-        assert notification is None or notification.startswith('{"type":"notification"')
+        notification = notification_of(payload)
+        assert notification is None or notification.startswith(b'{"type":"notification"')
 
 
 def test_empty_object() -> None:
     """A notification that says nothing is still a notification."""
-    assert Publication(b" { } ").notification == '{"type":"notification"}'
+    assert notification_of(b" { } ") == b'{"type":"notification"}'
 
 
-def test_each_part_is_computed_once() -> None:
-    """However many connections a payload goes to, it is decoded once."""
-    publication = Publication(b'{"type":"x"}')
-    assert publication.text is publication.text
-    assert publication.notification is publication.notification
+@pytest.mark.parametrize("payload", [b'{"type":"x"}', b"no object", b"\xff", b""])
+def test_each_frame_is_made_once(payload: bytes) -> None:
+    """However many connections a payload goes to, each dialect's bytes are made once."""
+    publication = received(payload)
+    for dialect in Dialect:
+        assert publication.frame(dialect) is publication.frame(dialect)
+    frame = publication.frame(Dialect.PLAIN)
+    assert frame is None or frame.wire is frame.wire
+
+
+def test_frame_says_what_is_in_it() -> None:
+    """A frame knows how much was published and since when it waits, in either dialect."""
+    publication = received(HEAD + published(collapse_key="progress"))
+    for dialect in Dialect:
+        frame = publication.frame(dialect)
+        assert frame is not None
+        assert frame.payload_bytes == len(publication)
+        assert frame.made_at == RECEIVED_AT
+        assert frame.collapse_key == publication.collapse_key == b"progress"
+        assert frame.trace_context is None
 
 
 @pytest.mark.parametrize(
@@ -158,32 +196,113 @@ def test_each_part_is_computed_once() -> None:
 )
 def test_trace_context(fields: Any, found: bool) -> None:
     """A trace is continued where the publisher named one in its metadata, and nowhere else."""
-    context = Publication(json.dumps(fields).encode()).trace_context
+    publication = received(json.dumps(fields))
+    context = publication.trace_context
+    frame = publication.frame(Dialect.PLAIN)
+    assert frame is not None
+    assert frame.trace_context == context
     assert (context is not None) == found
     if context is not None:
         assert context["traceparent"] == TRACEPARENT
 
 
 @pytest.mark.parametrize(
-    ("fields", "at"),
+    ("flags", "found"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)]
+)
+def test_trace_that_nobody_records(flags: str, found: bool) -> None:
+    """A trace that was not sampled where it began is not continued."""
+    traceparent = TRACEPARENT.removesuffix("01") + flags
+    context = received(json.dumps({"metadata": {"traceparent": traceparent}})).trace_context
+    assert context == ({"traceparent": traceparent} if found else None)
+
+
+def test_recorded_trace_beside_one_that_is_not() -> None:
+    """A trace is continued though the data hold another one that is not recorded."""
+    unsampled = TRACEPARENT.removesuffix("01") + "00"
+    fields = {"data": {"traceparent": unsampled}, "metadata": {"traceparent": TRACEPARENT}}
+    assert received(json.dumps(fields)).trace_context == {"traceparent": TRACEPARENT}
+
+
+def published_at(payload: str, *, is_replayed: bool = False) -> float | None:
+    """The event loop's time in seconds at which it is said to have been published."""
+    publication = received(payload)
+    publication.is_replayed = is_replayed
+    frame = publication.frame(Dialect.PLAIN)
+    assert frame is not None
+    return frame.published_at
+
+
+@pytest.mark.parametrize("head", [HEAD, "{"], ids=["id", "no id"])
+@pytest.mark.parametrize("collapse_key", [None, "progress"])
+@pytest.mark.parametrize(
+    ("timestamp", "is_late"),
     [
-        ({"timestamp": "2026-01-01T00:00:00+00:00"}, datetime(2026, 1, 1, tzinfo=UTC)),
-        ({"timestamp": "2026-01-01T00:00:00Z"}, datetime(2026, 1, 1, tzinfo=UTC)),
-        ({"timestamp": "2026-01-01T02:00:00+02:00"}, datetime(2026, 1, 1, tzinfo=UTC)),
-        ({"timestamp": "2026-01-01T00:00:00"}, datetime(2026, 1, 1, tzinfo=UTC)),
-        ({"event_timestamp": "2026-01-01T00:00:00Z"}, datetime(2026, 1, 1, tzinfo=UTC)),
-        ({"timestamp": 5, "event_timestamp": "2026-01-01"}, datetime(2026, 1, 1, tzinfo=UTC)),
-        ({"data": {"timestamp": "2026-01-01T00:00:00Z"}}, None),
-        ({"timestamp": "yesterday"}, None),
-        ({"timestamp": ""}, None),
-        ({"timestamp": None}, None),
-        ([{"timestamp": "2026-01-01T00:00:00Z"}], None),
+        ("2000-01-01T00:00:00+00:00", True),
+        ("2000-01-01T00:00:00Z", False),
+        ("2000-01-01T02:00:00+02:00", True),
+        ("2000-01-01T00:00:00.123456+00:00", True),
+        ("2999-01-01T00:00:00Z", False),
+        ("2000-01-01T00:00:00", False),
+        ("0001-01-01T00:00:00+23:59", True),
+        ("9999-12-31T23:59:59-23:59", False),
+        ("yesterday", False),
+        ("", False),
     ],
 )
-def test_time_of_publication(fields: Any, at: datetime | None) -> None:
-    """The time of publication is the payload's own, with or without a time zone."""
-    published_at = Publication(json.dumps(fields).encode()).published_at
-    assert published_at == (None if at is None else at.timestamp())
+def test_time_of_publication(
+    head: str, collapse_key: str | None, timestamp: str, is_late: bool
+) -> None:
+    """The time of publication is the library's own where it has written one, else the arrival."""
+    rest = published(collapse_key=collapse_key)
+    written = json.loads("{" + rest)["timestamp"]
+    at = published_at(head + rest.replace(written, timestamp))
+    assert at is not None
+    if is_late and (head == HEAD or collapse_key is not None):
+        assert RECEIVED_AT - at > 20 * 365 * 86_400
+    else:
+        assert at == RECEIVED_AT
+
+
+def test_time_of_publication_is_found_in_what_is_published() -> None:
+    """How long a notification took is known of what the library publishes now."""
+    at = published_at(HEAD + published())
+    assert at is not None
+    assert 0 <= RECEIVED_AT - at < 60
+
+
+def test_waiting_to_be_written_is_counted_once() -> None:
+    """How long a notification takes is counted from publication, not in parts that overlap."""
+    published_ago_s, received_ago_s = 1000, 600
+    timestamp = datetime.fromtimestamp(time.time() - published_ago_s, UTC).isoformat()
+    publication = Publication(f'{HEAD}"timestamp":"{timestamp}","event":"e"}}'.encode())
+    publication.received_at = time.monotonic() - received_ago_s
+    frame = publication.frame(Dialect.V1)
+    assert frame is not None
+    assert frame.published_at is not None
+    assert 1000 <= time.monotonic() - frame.published_at < 1100
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        '{"timestamp":"2000-01-01T00:00:00Z"}',
+        '{"event":"e","timestamp":"2000-01-01T00:00:00Z"}',
+        HEAD + '"event":"e","timestamp":"2000-01-01T00:00:00Z"}',
+        HEAD + '"data":{"timestamp":"2000-01-01T00:00:00Z"}}',
+        HEAD + '"timestamp": "2000-01-01T00:00:00Z","event":"e"}',
+        HEAD + '"timestamp":5,"event":"e"}',
+        HEAD + '"timestamp":null,"event":"e"}',
+        '[{"timestamp":"2000-01-01T00:00:00Z","event":"e"}]',
+    ],
+)
+def test_other_times_are_not_looked_for(payload: str) -> None:
+    """What merely has a field of that name counts from its arrival."""
+    assert published_at(payload) == RECEIVED_AT
+
+
+def test_what_is_replayed_has_no_age() -> None:
+    """How long ago a replayed notification was published says nothing of the delivery."""
+    assert published_at(HEAD + published(), is_replayed=True) is None
 
 
 @given(timestamp=st.text() | st.datetimes().map(datetime.isoformat))
@@ -191,8 +310,10 @@ def test_time_of_publication(fields: Any, at: datetime | None) -> None:
 @example(timestamp="9999-12-31T23:59:59-23:59")
 def test_any_timestamp_has_an_outcome(timestamp: str) -> None:
     """A publisher's odd clock breaks no delivery."""
-    published_at = Publication(json.dumps({"timestamp": timestamp}).encode()).published_at
-    assert published_at is None or isinstance(published_at, float)
+    payload = HEAD + json.dumps({"timestamp": timestamp, "event": "e"}, separators=(",", ":"))[1:]
+    at = published_at(payload)
+    assert at is not None
+    assert at <= RECEIVED_AT
 
 
 def published(**options: Any) -> str:

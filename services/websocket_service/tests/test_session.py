@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -18,6 +18,8 @@ from services.websocket_service.connection import Connection
 from services.websocket_service.continuity import Opening
 from services.websocket_service.frames import SUBPROTOCOL_V1, Dialect
 from services.websocket_service.origins import AllowedOrigins
+from services.websocket_service.outbound import OutboundFrame
+from services.websocket_service.protocols import PayloadsProtocol
 from services.websocket_service.tests.fakes import (
     HUB_LIMITS,
     LIMITS,
@@ -55,7 +57,7 @@ class TestDelivery:
         for payload in payloads:
             assert service.backplane.publish("teacher-1", payload) == 1
         assert [(await client.text()).encode() for _ in payloads] == payloads
-        assert client.heard.empty()
+        assert client.has_heard_all
         client.leave()
         await client.ended()
         service.assert_nothing_left()
@@ -99,21 +101,21 @@ class TestDelivery:
         assert service.backplane.publish("b", b"for b") == 1
         for tab in tabs:
             assert "for a" in await tab.text()
-            assert tab.heard.empty()
+            assert tab.has_heard_all
         assert await other.text() == "for b"
-        assert other.heard.empty()
+        assert other.has_heard_all
         await service.hub.drain(timeout_s=20)
 
     async def test_slow_client_does_not_delay_its_neighbour(self) -> None:
         """A client that stops reading delays nobody else's notifications."""
         service = Service()
         stuck = await service.connect("a")
-        stuck.reads.clear()
+        stuck.stop_reading()
         neighbour = await service.connect("a")
         for n in range(50):
             service.backplane.publish("a", b"%d" % n)
             assert await neighbour.text() == str(n)
-        stuck.reads.set()
+        stuck.read()
         assert [await stuck.text() for _ in range(50)] == [str(n) for n in range(50)]
         await service.hub.drain(timeout_s=20)
 
@@ -132,13 +134,13 @@ class TestDelivery:
         """What was waiting for a client that reads is written before the close frame."""
         service = Service()
         client = await service.connect()
-        client.reads.clear()
+        client.stop_reading()
         for n in range(5):
             service.backplane.publish("teacher-1", b"%d" % n)
         await turns()
         draining = asyncio.create_task(service.hub.drain(timeout_s=20))
         await turns()
-        client.reads.set()
+        client.read()
         assert [await client.text() for _ in range(5)] == list("01234")
         assert (await client.closed()).code == 1012
         await draining
@@ -148,7 +150,7 @@ class TestDelivery:
         """Once a connection is to end, nothing new is queued for it, and nothing it says counts."""
         service = Service()
         client = await service.connect(v1=True)
-        client.reads.clear()
+        client.stop_reading()
         service.backplane.publish("teacher-1", b'{"n":1}')
         await turns()
         service.hub.connections()[0].close(DRAINING)
@@ -156,7 +158,7 @@ class TestDelivery:
         service.backplane.publish("teacher-1", b'{"n":2}')
         client.say('{"type":"ping","nonce":1}')
         await turns()
-        client.reads.set()
+        client.read()
         assert await client.frame() == {"type": "notification", "n": 1}
         assert (await client.frame())["type"] == "error"
         assert (await client.closed()).code == 1012
@@ -222,11 +224,15 @@ class TestClientTexts:
         """A client that asks and does not read the answers ends with 4008."""
         service = Service(hub_limits=replace(HUB_LIMITS, outbox_max_frames=3))
         client = await service.connect(v1=True)
-        client.reads.clear()
-        for _ in range(6):
-            client.say('{"type":"ping","nonce":1}')
+        client.stop_reading()
+        client.say('{"type":"ping","nonce":0}')
         await turns()
-        client.reads.set()
+        for nonce in range(1, 5):
+            client.say(json.dumps({"type": "ping", "nonce": nonce}))
+        await turns()
+        client.read()
+        # It was on the network already; what waited behind it is given up.
+        assert await client.frame() == {"type": "pong", "nonce": 0}
         assert (await client.frame())["type"] == "error"
         assert (await client.closed()).code == 4008
 
@@ -369,13 +375,12 @@ class FailingListener:
         self._failure = failure
 
     async def listen(
-        self, connection: Connection, payloads: AsyncIterator[bytes], opening: Opening
+        self, connection: Connection, payloads: PayloadsProtocol, opening: Opening
     ) -> CloseReason:
         assert connection.user_id
         assert opening.resumed is None
-        async for _ in payloads:
-            raise self._failure
-        raise AssertionError
+        await payloads.next_batch()
+        raise self._failure
 
 
 class TestEnds:
@@ -384,11 +389,10 @@ class TestEnds:
         ("failure", "code"),
         [
             (RedisConnectionError("gone"), 1013),
-            (StopAsyncIteration(), 1013),
             (SubscriptionOverflowError("full"), 4008),
             (ZeroDivisionError("a defect"), 1011),
         ],
-        ids=["redis lost", "backplane closed", "overflow", "defect"],
+        ids=["redis lost", "overflow", "defect"],
     )
     async def test_failure_of_the_listener(self, v1: bool, failure: Exception, code: int) -> None:
         """A connection that no longer hears of notifications ends, with the code that fits."""
@@ -420,29 +424,24 @@ class TestEnds:
         service = Service()
         client = await service.connect(v1=v1)
         (connection,) = service.hub.connections()
-        client.peer.violated.set_result(code)
+        client.violate(code)
         close = await refusal(client, v1=v1, correlation_id=connection.correlation_id)
         assert close.code == code
         service.assert_nothing_left()
-
-    async def test_violation_during_the_handshake(self) -> None:
-        """An invalid frame that comes too early counts as soon as the connection is open."""
-        service = Service()
-        client = MemoryClient()
-        client.peer.violated.set_result(1002)
-        service.begin(client, service.issuer.token("a"))
-        assert (await client.closed()).code == 1002
 
     async def test_slow_client(self) -> None:
         """A client whose queue is full ends with 4008, and what was waiting is given up."""
         service = Service()
         client = await service.connect()
-        client.reads.clear()
-        for n in range(103):
+        client.stop_reading()
+        for n in range(102):
             service.backplane.publish("teacher-1", b"%d" % n)
-        await turns(250)
+            await turns(5)
+        await turns()
         assert service.hub.statistics().closed == {4008: 1}
-        client.reads.set()
+        client.read()
+        # It was on the network already.
+        assert await client.text() == "0"
         close = await client.closed()
         assert (close.code, close.fields["error_code"]) == (4008, "TIMEOUT")
         service.assert_nothing_left()
@@ -451,11 +450,12 @@ class TestEnds:
         """A client that takes nothing, not even the close frame, is cut off."""
         service = Service(limits=replace(LIMITS, close_timeout_s=0.01))
         client = await service.connect()
-        client.reads.clear()
-        for n in range(103):
+        client.stop_reading()
+        for n in range(102):
             service.backplane.publish("teacher-1", b"%d" % n)
+            await turns(5)
         await client.ended()
-        assert client.peer.aborted
+        assert client.socket.aborted
         assert client.close_frame is None
         service.assert_nothing_left()
 
@@ -463,12 +463,12 @@ class TestEnds:
         """A client that reads nothing holds up its own end no longer than the close timeout."""
         service = Service(limits=replace(LIMITS, close_timeout_s=0.01))
         client = await service.connect(v1=True)
-        client.reads.clear()
+        client.stop_reading()
         service.backplane.publish("teacher-1", b"{}")
         await turns()
         service.hub.connections()[0].close(DRAINING)
         await client.ended()
-        assert client.peer.aborted
+        assert client.socket.aborted
         service.assert_nothing_left()
 
     async def test_released_before_the_close_frame(self) -> None:
@@ -484,7 +484,7 @@ class TestEnds:
         await turns()
         client.leave(1003)
         await client.ended()
-        assert not client.peer.aborted
+        assert not client.socket.aborted
         service.assert_nothing_left()
 
     @pytest.mark.parametrize(("close_code", "counted"), [(1000, 1000), (1001, 1000), (None, 1006)])
@@ -495,75 +495,89 @@ class TestEnds:
         client.leave(close_code)
         await client.ended()
         assert client.session is not None
-        assert client.session.cancelled()
+        assert client.session.result() is None
         assert client.close_frame is None
         assert service.hub.statistics().closed == {counted: 1}
         service.assert_nothing_left()
 
-    async def test_server_that_shows_no_peer(self) -> None:
-        """Under a server that shows nothing of the peer all works, but for how a client left."""
-        service = Service(limits=replace(LIMITS, close_timeout_s=0.01))
-        clients = [
-            service.begin(client, service.issuer.token("a"), peer_shown=False)
-            for client in (MemoryClient(), MemoryClient(answers_close=False))
-        ]
-        for client in clients:
-            await client.connected()
-        service.backplane.publish("a", b"x")
-        for client in clients:
-            assert await client.text() == "x"
-        clients[0].leave(1000)
-        clients[1].say(b"binary")
-        assert (await clients[1].closed()).code == 1003
-        await clients[0].ended()
-        assert service.hub.statistics().closed == {1003: 1, 1006: 1}
+    @BOTH
+    async def test_client_leaves_while_it_is_told_to_go(self, v1: bool) -> None:
+        """A client that leaves while its queue is being written holds up nobody."""
+        service = Service()
+        client = await service.connect(v1=v1)
+        client.stop_reading()
+        for n in range(3):
+            service.backplane.publish("teacher-1", b'{"n":%d}' % n)
+            await turns()
+        service.hub.connections()[0].close(DRAINING)
+        await turns()
+        assert service.hub.statistics().connections == 1
+        client.leave()
+        await turns()
+        service.assert_nothing_left()
+        assert service.hub.statistics().closed == {1012: 1}
+
+    async def test_client_has_left_before_it_is_let_in(self) -> None:
+        """A client that leaves during its handshake is no connection that was ever open."""
+        service = Service()
+        service.backplane.acknowledges.clear()
+        client = service.begin(MemoryClient(), service.issuer.token("a"))
+        await service.backplane.asked.wait()
+        client.leave(None)
+        service.backplane.acknowledges.set()
+        await client.ended()
+        assert not client.accepted.done()
+        assert service.hub.statistics().opened == {}
+        assert service.hub.statistics().closed == {}
         service.assert_nothing_left()
 
-    async def test_write_that_fails(self) -> None:
+    async def test_write_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
         """A socket that fails under a write takes its own connection with it, and no other."""
         service = Service()
         client = await service.connect("a", client=BrokenClient())
         neighbour = await service.connect("a")
         service.backplane.publish("a", b"x")
-        await client.ended()
+        assert (await client.closed()).code == 1011
+        assert [r.levelname for r in caplog.records if "write failed" in str(r.msg)] == ["ERROR"]
         assert await neighbour.text() == "x"
-        neighbour.leave()
-        await neighbour.ended()
-        service.assert_nothing_left()
+        await service.leave(neighbour)
 
     async def test_last_write_that_fails_is_not_lost(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A failure while the queue is emptied is a defect like any other, and logged."""
+        """A failure while the queue is emptied is logged, and the goodbye is said all the same."""
         service = Service()
-        client = await service.connect("a", client=BrokenClient())
-        client.reads.clear()
-        service.backplane.publish("a", b"x")
-        await turns()
+        client = await service.connect("a", client=BrokenClient(after=1))
+        client.stop_reading()
+        for _ in range(2):
+            service.backplane.publish("a", b"x")
+            await turns()
         service.hub.connections()[0].close(DRAINING)
         await turns()
-        client.reads.set()
-        assert (await client.closed()).code == 1011
-        assert [r.levelname for r in caplog.records if "session failed" in str(r.msg)] == ["ERROR"]
+        client.read()
+        assert await client.text() == "x"
+        assert (await client.closed()).code == 1012
+        assert [r.levelname for r in caplog.records if "write failed" in str(r.msg)] == ["ERROR"]
         service.assert_nothing_left()
 
 
 class BrokenSocket(MemorySocket):
-    """Fails as soon as something is written."""
+    """Fails after so many writes."""
 
-    def __init__(self, client: MemoryClient) -> None:
+    def __init__(self, client: MemoryClient, after: int) -> None:
         super().__init__(client)
-        self._reads = client.reads
+        self._after = after
 
-    async def send(self, text: str) -> None:
-        await self._reads.wait()
-        raise ConnectionResetError(f"{len(text)} characters for nobody")
+    def write(self, frames: Sequence[OutboundFrame]) -> None:
+        if len(self.writes) >= self._after:
+            raise ConnectionResetError(f"{len(frames)} frames for nobody")
+        super().write(frames)
 
 
 class BrokenClient(MemoryClient):
-    def __init__(self) -> None:
+    def __init__(self, *, after: int = 0) -> None:
         super().__init__()
-        self.socket = BrokenSocket(self)
+        self.socket = BrokenSocket(self, after)
 
 
 class TestTelemetry:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -47,13 +48,13 @@ class Life:
         self.service.backplane.fail(ZeroDivisionError("a defect"))
 
     def violate(self) -> None:
-        self.client.peer.violated.set_result(1007)
+        self.client.violate(1007)
 
     def stop_reading(self) -> None:
-        self.client.reads.clear()
+        self.client.stop_reading()
 
     def read_again(self) -> None:
-        self.client.reads.set()
+        self.client.read()
 
     def miss(self) -> None:
         """Be away while five are published."""
@@ -99,7 +100,8 @@ LIVES: dict[str, Script] = {
         15: Life.stop_reading,
         16: Life.flood,
         17: Life.flood,
-        160: Life.read_again,
+        18: Life.flood,
+        60: Life.read_again,
     },
     "resume": {BEFORE: Life.miss, 5: Life.notify, 20: Life.notify, 60: Life.drain},
     "resume of a slow client": {
@@ -142,9 +144,20 @@ LIVES: dict[str, Script] = {
 }
 
 
-async def live(script: Script, *, v1: bool, admitted: bool, give_up_in: int, again: bool) -> bool:
-    """Live for so many turns, then be cancelled; True where the life had ended before."""
-    service = Service(limits=replace(LIMITS, message_burst=1000))
+class GivingUp(Enum):
+    """Who has had enough."""
+
+    SERVER = "server"
+    SERVER_TWICE = "server twice"
+    CLIENT = "client"
+    NETWORK = "network"
+
+
+async def live(
+    script: Script, *, v1: bool, admitted: bool, give_up_in: int, giving_up: GivingUp
+) -> bool:
+    """Live for so many turns, then be given up; True where the life had ended before."""
+    service = Service(limits=replace(LIMITS, frame_burst=1000))
     tokens = [service.issuer.token("a")] if admitted else []
     client = MemoryClient()
     life = Life(service, client)
@@ -158,13 +171,19 @@ async def live(script: Script, *, v1: bool, admitted: bool, give_up_in: int, aga
             script[turn](life)
         await asyncio.sleep(0)
     ended = session.done()
-    session.cancel()
-    if again:
+    if giving_up is GivingUp.CLIENT:
+        client.leave()
+    elif giving_up is GivingUp.NETWORK:
+        client.leave(None)
+    else:
+        session.cancel()
+    if giving_up is GivingUp.SERVER_TWICE:
         await asyncio.sleep(0)
         session.cancel()
     await client.ended()
-    if again:
-        # The session's own tasks were told to stop; it could not wait until they had.
+    assert session.cancelled() or session.result() is None
+    if giving_up is GivingUp.SERVER_TWICE:
+        # The session's own task was told to stop; it could not wait until it had.
         for _ in range(3):
             await asyncio.sleep(0)
     service.assert_nothing_left()
@@ -174,37 +193,56 @@ async def live(script: Script, *, v1: bool, admitted: bool, give_up_in: int, aga
     return ended
 
 
-async def cancel_in_every_turn(script: Script, *, v1: bool, admitted: bool, again: bool) -> None:
+async def give_up_in_every_turn(
+    script: Script, *, v1: bool, admitted: bool, giving_up: GivingUp
+) -> None:
     for turn in range(MAX_TURNS):
-        if await live(script, v1=v1, admitted=admitted, give_up_in=turn, again=again):
+        if await live(script, v1=v1, admitted=admitted, give_up_in=turn, giving_up=giving_up):
             return
     pytest.fail("this life does not end")
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("giving_up", GivingUp)
 @pytest.mark.parametrize("v1", [False, True], ids=["plain", "v1"])
 @pytest.mark.parametrize("script", LIVES.values(), ids=LIVES)
-async def test_nothing_is_left(script: Script, v1: bool, again: bool) -> None:
+async def test_nothing_is_left(script: Script, v1: bool, giving_up: GivingUp) -> None:
     """Whenever a connection is cut off, no entry, no subscription and no task of it is left."""
-    await cancel_in_every_turn(script, v1=v1, admitted=True, again=again)
+    await give_up_in_every_turn(script, v1=v1, admitted=True, giving_up=giving_up)
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("giving_up", GivingUp)
 @pytest.mark.parametrize("v1", [False, True], ids=["plain", "v1"])
-async def test_nothing_is_left_of_a_refusal(v1: bool, again: bool) -> None:
+async def test_nothing_is_left_of_a_refusal(v1: bool, giving_up: GivingUp) -> None:
     """Whenever a client that is being refused vanishes, nothing of it is left."""
-    await cancel_in_every_turn({}, v1=v1, admitted=False, again=again)
+    await give_up_in_every_turn({}, v1=v1, admitted=False, giving_up=giving_up)
 
 
 @pytest.mark.parametrize("give_up_in", range(12))
 async def test_redis_that_never_acknowledges(give_up_in: int) -> None:
-    """A client that vanishes while Redis keeps it waiting leaves no subscription behind."""
+    """A server that stops while Redis keeps a client waiting leaves no subscription behind."""
     service = Service()
     service.backplane.acknowledges.clear()
     client = service.begin(MemoryClient(), service.issuer.token("a"))
     for _ in range(give_up_in):
         await asyncio.sleep(0)
+    assert client.session is not None
+    client.session.cancel()
+    await client.ended()
+    assert not client.accepted.done()
+    assert service.hub.statistics().opened == {}
+    service.assert_nothing_left()
+
+
+@pytest.mark.parametrize("leave_in", range(12))
+async def test_redis_that_acknowledges_late(leave_in: int) -> None:
+    """A client that vanishes while Redis keeps it waiting is not let in once Redis answers."""
+    service = Service()
+    service.backplane.acknowledges.clear()
+    client = service.begin(MemoryClient(), service.issuer.token("a"))
+    for _ in range(leave_in):
+        await asyncio.sleep(0)
     client.leave(None)
+    service.backplane.acknowledges.set()
     await client.ended()
     assert not client.accepted.done()
     assert service.hub.statistics().opened == {}

@@ -45,7 +45,7 @@ class TestFilled:
         published += [service.backplane.notify("a", n=n) for n in range(3)]
         assert await client.ids(len(published)) == published
         await service.assert_live("a", client)
-        assert client.heard.empty()
+        assert client.has_heard_all
         statistics = service.hub.statistics()
         assert statistics.resyncs == {}
         assert statistics.resumes == {}
@@ -77,7 +77,7 @@ class TestFilled:
             service.backplane.reconnect()
             await turns()
             assert service.backplane.reads == 1 + n + 1
-        assert client.heard.empty()
+        assert client.has_heard_all
         await service.assert_live("a", client)
         service.backplane.reconnect()
         await service.assert_live("a", client)
@@ -95,7 +95,7 @@ class TestFilled:
         late.append(service.backplane.notify("a"))
         assert await first.ids(7) == early + late
         assert await second.ids(4) == late
-        stuck.reads.set()
+        stuck.read()
         assert (await stuck.frame())["type"] == "welcome"
         assert await stuck.ids(4) == late
         await service.assert_live("a", first, second, stuck)
@@ -124,13 +124,13 @@ class TestFilled:
         """Raw payloads keep their order while a gap is filled; durable ones may overtake them."""
         service = Service()
         client = await service.connect("a", v1=v1)
-        client.reads.clear()
+        client.stop_reading()
         durable: list[str] = []
         for n in range(6):
             durable.append(service.backplane.notify("a", delivered=n % 3 == 2))
             service.backplane.publish("a", b'{"raw":%d}' % n)
         await turns()
-        client.reads.set()
+        client.read()
         frames = [await client.frame() for _ in range(12)]
         assert [frame["id"] for frame in frames if "id" in frame] == durable
         assert [frame["raw"] for frame in frames if "raw" in frame] == list(range(6))
@@ -163,14 +163,14 @@ class TestFilled:
         """A client that does not read is not sent a whole history: page by page, as in a replay."""
         service = Service()
         client = await service.connect("a", v1=v1)
-        client.reads.clear()
+        client.stop_reading()
         published = [service.backplane.notify("a", delivered=False) for _ in range(20)]
         service.backplane.reconnect()
         await turns(100)
         (connection,) = service.hub.connections()
-        assert len(connection.outbox._frames) <= service.backplane.page_entries
+        assert len(connection.outbox) <= service.backplane.page_entries
         assert service.backplane.reads == 2
-        client.reads.set()
+        client.read()
         assert await client.ids(20) == published
         await service.assert_live("a", client)
         await service.leave(client)
@@ -255,7 +255,7 @@ class TestNotFilled:
             assert told == (reason, newest)
         assert told[0] == reason
         await service.assert_live("a", client)
-        assert client.heard.empty()
+        assert client.has_heard_all
         assert service.hub.statistics().resyncs == {reason: 1}
         assert service.hub.statistics().resumes == {}
         await service.leave(client)
@@ -330,6 +330,42 @@ class TestNotFilled:
         await service.assert_live("a", client)
         await service.leave(client)
 
+    @BOTH
+    async def test_live_one_of_a_master_that_was_replaced(self, v1: bool) -> None:
+        """One that is heard from another master than the history is read of was lost with it."""
+        service = Service()
+        client = await service.connect("a", v1=v1)
+        first = service.backplane.notify("a")
+        assert await client.ids(1) == [first]
+        replaced = copy.deepcopy(service.backplane.histories["a"])
+        read = [service.backplane.notify("a", delivered=False) for _ in range(3)]
+        service.backplane.reconnect()
+        assert await client.ids(3) == read
+        service.backplane.publish("a", replaced.append({"event": "e", "data": {}}).payload)
+        if not v1:
+            assert (await client.closed()).code == 1013
+            return
+        assert await resync(client) == ("history_lost", read[-1])
+        await service.assert_live("a", client)
+        await service.leave(client)
+
+    async def test_told_once_of_all_that_came_from_a_master_that_was_replaced(self) -> None:
+        """A client is told once of all that had come by then."""
+        service = Service()
+        client = await service.connect("a", v1=True)
+        first = service.backplane.notify("a")
+        assert await client.ids(1) == [first]
+        replaced = copy.deepcopy(service.backplane.histories["a"])
+        read = [service.backplane.notify("a", delivered=False) for _ in range(3)]
+        service.backplane.reconnect()
+        assert await client.ids(3) == read
+        for _ in range(3):
+            service.backplane.publish("a", replaced.append({"event": "e", "data": {}}).payload)
+        assert await resync(client) == ("history_lost", read[-1])
+        await service.assert_live("a", client)
+        assert service.hub.statistics().resyncs == {"history_lost": 1}
+        await service.leave(client)
+
     async def test_told_once_of_two_losses(self) -> None:
         """A client is told once, also if what it has seen and what it has just heard are lost."""
         service = Service()
@@ -360,7 +396,7 @@ class TestNotFilled:
         assert (await tabs[2].closed()).code == 1013
         await service.assert_live("a", *tabs[:2])
         await turns()
-        assert other.heard.empty()
+        assert other.has_heard_all
         assert service.hub.statistics().resyncs == {"history_lost": 3}
         await service.leave(other, *tabs[:2])
 
@@ -368,7 +404,7 @@ class TestNotFilled:
         """A client that can't even be told ends as slow: it resumes, and is told then."""
         service = Service(hub_limits=replace(HUB_LIMITS, outbox_max_frames=3))
         client = await service.connect("a", v1=True)
-        client.reads.clear()
+        client.stop_reading()
         service.backplane.notify("a")
         await turns()
         for _ in range(3):
@@ -377,7 +413,7 @@ class TestNotFilled:
         del service.backplane.histories["a"]
         service.backplane.reconnect()
         await turns()
-        client.reads.set()
+        client.read()
         while (frame := await client.frame())["type"] != "error":
             assert frame["type"] == "notification"
         assert (await client.closed()).code == 4008
@@ -419,7 +455,7 @@ class TestUnreadableHistory:
             for _ in range(2):
                 service.backplane.refused.clear()
                 await service.backplane.refused.wait()
-        assert client.heard.empty()
+        assert client.has_heard_all
         service.backplane.readable = True
         assert await client.ids(6) == [*published, "raw"]
         await service.assert_live("a", client)
@@ -435,7 +471,7 @@ class TestUnreadableHistory:
         live = service.backplane.notify("a")
         theirs = [service.backplane.notify("b") for _ in range(3)]
         assert await other.ids(3) == theirs
-        assert client.heard.empty()
+        assert client.has_heard_all
         service.backplane.readable = True
         assert await client.ids(2) == [missed, live]
         await service.leave(client, other)
@@ -473,7 +509,7 @@ class TestUnreadableHistory:
         )
         await turns()
         service.backplane.readable = False
-        client.reads.set()
+        client.read()
         assert (await client.frame())["type"] == "welcome"
         assert await client.ids(2) == published[1:3]
         assert (await closed(client, v1=True)).code == 1013
@@ -502,7 +538,7 @@ class TestCollapsing:
         """
         service = Service(hub_limits=replace(HUB_LIMITS, outbox_max_frames=5))
         client = await service.connect("a", v1=v1)
-        client.reads.clear()
+        client.stop_reading()
 
         def update(n: int) -> None:
             if durable:
@@ -517,7 +553,7 @@ class TestCollapsing:
             if n in {100, 200}:
                 service.backplane.notify("a", n=f"after {n}")
         await turns(400)
-        client.reads.set()
+        client.read()
         frames = [await client.frame() for _ in range(4)]
         assert [frame["n"] for frame in frames] == ["first", "after 100", "after 200", 299]
         await service.assert_live("a", client)
@@ -529,12 +565,12 @@ class TestCollapsing:
         service = Service()
         client = await service.connect("a", v1=True)
         slow = await service.connect("a", v1=True)
-        slow.reads.clear()
+        slow.stop_reading()
         published = []
         for n in range(20):
             published.append(service.backplane.notify("a", collapse_key="k", n=n))
             assert await client.ids(1) == published[-1:]
-        slow.reads.set()
+        slow.read()
         assert await slow.ids(2) == [published[0], published[-1]]
         await service.leave(client, slow)
 
@@ -542,7 +578,7 @@ class TestCollapsing:
         """Keys are told apart to the letter, and a payload that merely has the field has none."""
         service = Service()
         client = await service.connect("a")
-        client.reads.clear()
+        client.stop_reading()
         service.backplane.publish("a", b"{}")
         await turns()
         payloads: list[dict[str, Any]] = [{"collapse_key": key} for key in ("k", "K", "é", "k")]
@@ -552,7 +588,7 @@ class TestCollapsing:
         service.backplane.publish("a", b'{"n":4,"collapse_key":"k"}')
         service.backplane.publish("a", b'{"collapse_key": "k", "n": 5}')
         await turns()
-        client.reads.set()
+        client.read()
         assert await client.frame() == {}
         assert [(await client.frame())["n"] for _ in range(5)] == [1, 2, 3, 4, 5]
         await service.leave(client)

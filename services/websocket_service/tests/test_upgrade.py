@@ -10,7 +10,7 @@ from services.websocket_service.upgrade import Upgrade
 
 
 def upgrade(*requested: str, bearer: str | None = None) -> Upgrade:
-    return Upgrade(uuid4(), Credentials(("t",), bearer), requested, origin=None, peer=None)
+    return Upgrade(uuid4(), Credentials(("t",), bearer), requested, origin=None)
 
 
 @pytest.mark.parametrize(

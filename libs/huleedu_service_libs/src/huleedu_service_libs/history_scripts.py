@@ -1,5 +1,6 @@
 """The Lua scripts that read histories; what these hold is said in `notification_scripts`."""
 
+from dataclasses import dataclass
 from string import Template
 from typing import Final
 
@@ -9,32 +10,49 @@ from huleedu_service_libs.redis_scripts import Script
 
 _ENTRIES_PER_READ: Final = 64
 
-# KEYS: last, history. The id is missing where Redis has evicted it, or somebody has deleted it.
-_LAST: Final = f"""
+_OPEN: Final = f"""
 {TEXT_OF}
-local last = redis.call('GET', KEYS[1])
-local recovered = false
-if not last then
-  local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+local function open(last_key, history, nonce)
+  local last = redis.call('GET', last_key)
+  if last or nonce == '' then return last end
+  local newest = redis.call('XREVRANGE', history, '+', '-', 'COUNT', 1)[1]
   last = newest and text_of(newest) and newest[1]
-  recovered = true
+  if not last then
+    redis.call('DEL', history)
+    last = '0' .. nonce
+  end
+  redis.call('SET', last_key, last, 'EX', '$id_retention_s')
+  return last
 end
 """
 
-_OPEN: Final = """
-$last
-if recovered then
-  if not last then
-    redis.call('DEL', KEYS[2])
-    last = '0' .. ARGV[1]
+_OPEN_ONE: Final = """
+return open(KEYS[1], KEYS[2], ARGV[1])
+"""
+
+# What is wrong with one user's keys must not keep the others from their answer. Redis 6 throws a
+# text, later ones an error reply.
+_OPEN_SEVERAL: Final = """
+local replies = {}
+for i = 1, #ARGV do
+  local opened, reply = pcall(open, KEYS[2 * i - 1], KEYS[2 * i], ARGV[i])
+  if opened or type(reply) == 'table' then
+    replies[i] = reply
+  else
+    replies[i] = {err = reply}
   end
-  redis.call('SET', KEYS[1], last, 'EX', '$id_retention_s')
 end
-return last
+return replies
 """
 
 _READ_AFTER: Final = """
-$last
+$text_of
+local last = redis.call('GET', KEYS[1])
+if not last then
+  -- Redis has evicted it, or somebody has deleted it.
+  local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+  last = newest and text_of(newest) and newest[1]
+end
 local cursor, max_entries, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if last == cursor then return {'proven', last, cursor, 1} end
 
@@ -102,16 +120,24 @@ return page
 """
 
 
-def open_script(limits: HistoryLimits) -> Script:
-    """The newest id; an origin is made where there is none. KEYS: last, history. ARGV: `-<nonce>`.
+@dataclass(frozen=True, slots=True)
+class OpenScripts:
+    """The newest ids of users."""
 
-    Returns the id.
-    """
-    return Script(Template(_OPEN).substitute(last=_LAST, id_retention_s=limits.id_retention_s))
+    one: Script
+    """KEYS: last, history. ARGV: `-<nonce>`. Returns the id; where there is none, that of an
+    origin which it makes. With an empty argument it makes nothing, and returns nil."""
+    joint: Script
+    """Several calls of `one`, each with an id or an error of its own."""
+
+    @classmethod
+    def of(cls, limits: HistoryLimits) -> "OpenScripts":
+        body = Template(_OPEN).substitute(id_retention_s=limits.id_retention_s)
+        return cls(one=Script(body + _OPEN_ONE), joint=Script(body + _OPEN_SEVERAL))
 
 
 READ_AFTER: Final = Script(
-    Template(_READ_AFTER).substitute(last=_LAST, entries_per_read=_ENTRIES_PER_READ)
+    Template(_READ_AFTER).substitute(text_of=TEXT_OF, entries_per_read=_ENTRIES_PER_READ)
 )
 """What follows a cursor. KEYS: last, history. ARGV: cursor, most entries, most bytes.
 

@@ -43,8 +43,8 @@ class Notification:
 
         `{"event", "data"}`, `collapse_key` in front and `correlation_id` and `source_service`
         behind where they are given, `metadata` with the W3C trace context inside a recording
-        span. A durable one also has `timestamp` (now, UTC) and always a `source_service`:
-        `service`, the caller's name.
+        span. A durable one also has `timestamp` (now, UTC) before its event, and always a
+        `source_service`: `service`, the caller's name.
 
         Raises HuleEduError (VALIDATION_ERROR) for whatever can't be published.
         """
@@ -52,9 +52,10 @@ class Notification:
         published: dict[str, Any] = {}
         if self.collapse_key is not None:
             published["collapse_key"] = self.collapse_key
-        published |= {"event": self.event_type, "data": dict(self.data)}
         if self.durable:
+            # Ahead of the publisher's own fields: readers find it without parsing.
             published["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds")
+        published |= {"event": self.event_type, "data": dict(self.data)}
         if self.correlation_id is not None:
             published["correlation_id"] = str(self.correlation_id)
         source_service = self.source_service or (service if self.durable else None)

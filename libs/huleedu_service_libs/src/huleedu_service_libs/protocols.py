@@ -1,6 +1,6 @@
 """What services depend on instead of concrete clients."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 from uuid import UUID
@@ -112,6 +112,10 @@ class AtomicRedisClientProtocol(RedisClientProtocol, Protocol):
 
     async def run_scripts(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Run many in one round trip, in order; an error stands in the place of its reply."""
+        ...
+
+    def node_of(self, key: str) -> Hashable:
+        """The server that has the key, as far as is known: calls for one of them go together."""
         ...
 
     async def register_script(self, body: str) -> str:

@@ -1,6 +1,6 @@
 """The Redis client that services use: commands over a pool, subscriptions over one connection."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from huleedu_service_libs.redis_pubsub import RedisPubSub
 from huleedu_service_libs.redis_scripting import RedisScripting
 from huleedu_service_libs.redis_sentinel import SentinelSet
 from huleedu_service_libs.redis_subscriptions import SubscriptionHub, SubscriptionStatistics
+from huleedu_service_libs.subscription import Subscription
 
 # Redis refuses a name with anything outside the printable ASCII characters.
 _NAME_CHARACTERS = range(ord("!"), ord("~") + 1)
@@ -60,7 +61,7 @@ class RedisClient(RedisScripting):
             self, client_id, channel_prefix=channel_prefix, limits=history_limits
         )
         self._history = NotificationHistory(
-            self, channel_prefix=channel_prefix, limits=history_limits
+            self, channel_prefix=channel_prefix, limits=history_limits, timeout_s=timeout_s
         )
         self._resources: AsyncExitStack | None = None
         self._hub: SubscriptionHub | None = None
@@ -72,6 +73,7 @@ class RedisClient(RedisScripting):
         async with AsyncExitStack() as resources:
             # Shared, so that commands and subscriptions do not long follow different masters.
             sentinels = SentinelSet(self._address)
+            resources.push_async_callback(sentinels.aclose)
             commands = command_connections(
                 self._address,
                 sentinels,
@@ -91,6 +93,8 @@ class RedisClient(RedisScripting):
                     payload_type=self._payload_type,
                 )
             )
+            # First, so that nobody who waits asks a client that is closed already.
+            resources.push_async_callback(self._history.aclose)
             self._resources = resources.pop_all()
 
     async def stop(self) -> None:
@@ -122,7 +126,7 @@ class RedisClient(RedisScripting):
 
     def subscribe(
         self, channel: str, *, mark_gaps: bool = False
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AbstractAsyncContextManager[Subscription]:
         return self._subscriptions.subscribe(channel, mark_gaps=mark_gaps)
 
     def open_subscriptions(self) -> None:

@@ -24,6 +24,7 @@ from redis.asyncio.client import Pipeline
 from redis.commands.core import AsyncCoreCommands
 from redis.event import EventDispatcher, EventDispatcherInterface
 
+from huleedu_service_libs.redis_address import Endpoint
 from huleedu_service_libs.redis_cluster_pipeline import ClusterPipeline
 from huleedu_service_libs.redis_cluster_routes import (
     REDIRECTIONS,
@@ -134,6 +135,10 @@ class ClusterRedis(AsyncCoreCommands):
         """SPUBLISH where channels belong to slots; the first time, asks the Cluster."""
         sharded = await self._rules.run("CLUSTER", self._routes.has_sharded_pubsub())
         return "SPUBLISH" if sharded else "PUBLISH"
+
+    def node_of(self, key: str) -> Endpoint | None:
+        """The master of the key's slot; None where it has none, or nobody was asked yet."""
+        return self._routes.known_master(slot_of(key))
 
     async def run_scripts(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """The replies to script calls, in one round trip for each node.

@@ -150,10 +150,16 @@ class ClusterRoutes:
         topology = await self.topology()
         if slot is None:
             return Route(self, next(iter(topology.masters)))
-        master = self._moved.get(slot) or topology.master_of(slot)
+        master = self.known_master(slot)
         if master is None:
             raise ClusterDownError(f"no node has the hash slot {slot}")
         return Route(self, master)
+
+    def known_master(self, slot: int) -> Endpoint | None:
+        """Who has the slot, by what was found last; asks nobody."""
+        if self._topology is None:
+            return None
+        return self._moved.get(slot) or self._topology.master_of(slot)
 
     def moved(self, slot: int, master: Endpoint) -> None:
         """A node has said so, and others may have got more."""

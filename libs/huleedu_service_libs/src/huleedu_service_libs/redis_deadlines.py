@@ -108,6 +108,9 @@ class DeadlineRedis(Redis):
         """Which command reaches the subscribers of a channel."""
         return "PUBLISH"
 
+    def node_of(self, _key: str) -> None:
+        """There is one server."""
+
     async def run_scripts(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """The replies to script calls that are made in one round trip, errors among them."""
         joined = JoinedCalls.of(calls)

@@ -1,6 +1,6 @@
 """Commands that others are made of: publishing, transactions and scripts."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from redis.asyncio.client import Pipeline
@@ -58,3 +58,6 @@ class RedisScripting(RedisCommands):
 
     async def run_scripts(self, calls: Sequence[ScriptCall]) -> list[Any]:
         return await self._commands.run_scripts(calls)
+
+    def node_of(self, key: str) -> Hashable:
+        return self._commands.node_of(key)

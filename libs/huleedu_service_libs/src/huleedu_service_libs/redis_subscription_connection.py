@@ -5,7 +5,7 @@ What always holds:
 1. Redis answers commands in the order in which they were written, so each reply belongs to the
    head of one queue, whatever its kind. An acknowledgement must also name the channel that is
    due; anything else ends the connection rather than shift every later answer by one.
-2. Payloads are handed over inside `data_received`, before the event loop turns.
+2. Payloads are handed over inside `buffer_updated`, before the event loop turns.
 3. A node of a cluster may take a shard channel back by itself, when its slot goes elsewhere.
    What was asked of that channel at the same time is then answered with MOVED.
 
@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 # Redis executes a command whole: a smaller batch lets other clients in between.
 CHANNELS_PER_COMMAND: Final = 500
+# What has piled up behind a slow turn of the event loop comes in one piece, so that a subscriber
+# is woken once for all that it is sent.
+BUFFER_BYTES: Final = 1024 * 1024
+# hiredis moves all that it has not parsed yet after each KiB that it has: parsing a message of
+# 250 bytes takes 0.2 µs out of pieces of this size, 0.9 µs out of 256 KiB and 3 µs out of 1 MiB.
+PARSED_AT_ONCE_BYTES: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class _Batch:
     channels: deque[Subscribable]
 
 
-class SubscriptionConnection(asyncio.Protocol):
+class SubscriptionConnection(asyncio.BufferedProtocol):
     """Sends commands, matches replies, and hands payloads to `deliver`."""
 
     def __init__(self, kind: PubSub, deliver: Deliver, withdraw: Withdraw) -> None:
@@ -96,6 +102,7 @@ class SubscriptionConnection(asyncio.Protocol):
         self._withdraw = withdraw
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._transport: asyncio.Transport | None = None
         # One entry per command without an answer yet; None is a ping.
         self._expected: deque[asyncio.Future[None] | _Batch | None] = deque()
@@ -107,8 +114,8 @@ class SubscriptionConnection(asyncio.Protocol):
         self.unheard_since: float | None = None
         self.lost: asyncio.Future[Exception] = self._loop.create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream, by create_connection
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a stream's
+        # uvloop's transports are no subclasses of asyncio's: there is nothing to check.
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -116,25 +123,33 @@ class SubscriptionConnection(asyncio.Protocol):
             exceptions.ConnectionError(f"Redis closed the subscription connection: {exc or 'EOF'}")
         )
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         self.last_heard = now = self._loop.time()
         self.unheard_since = None
-        reader, message = self._reader, self._kind.message
-        reader.feed(data)
+        received = self._buffer[:nbytes]
         try:
-            while (reply := reader.gets()) is not False:
-                if not isinstance(reply, list):
-                    self._replied(reply if isinstance(reply, hiredis.ReplyError) else None)
-                elif reply[0] == message:
-                    self._deliver(reply[1], reply[2], now)
-                elif reply[0] == b"pong":  # a ping's answer while anything is subscribed
-                    self._replied(None)
-                else:
-                    self._acknowledged(reply[0], reply[1])
+            for start in range(0, nbytes, PARSED_AT_ONCE_BYTES):
+                self._reader.feed(bytes(received[start : start + PARSED_AT_ONCE_BYTES]))
+                self._take_replies(now)
         except hiredis.ProtocolError as error:
             self._fail(exceptions.ConnectionError(f"not a Redis protocol reply: {error}"))
         except exceptions.ConnectionError as error:
             self._fail(error)
+
+    def _take_replies(self, now: float) -> None:
+        next_reply, deliver, message = self._reader.gets, self._deliver, self._kind.message
+        while (reply := next_reply()) is not False:
+            if not isinstance(reply, list):
+                self._replied(reply if isinstance(reply, hiredis.ReplyError) else None)
+            elif reply[0] == message:
+                deliver(reply[1], reply[2], now)
+            elif reply[0] == b"pong":  # a ping's answer while anything is subscribed
+                self._replied(None)
+            else:
+                self._acknowledged(reply[0], reply[1])
 
     def _acknowledged(self, command: bytes, name: bytes) -> None:
         batch = self._expected[0] if self._expected else None
@@ -250,8 +265,16 @@ class SubscriptionConnection(asyncio.Protocol):
             self.served = not str(error).startswith("ERR unknown command")
 
     async def answer(self) -> None:
-        """Return once Redis has answered a ping; raises why the connection was lost."""
-        await self._call("PING")
+        """Return once Redis has answered a ping.
+
+        Raises why the connection was lost, or redis-py's `ConnectionError` with what Redis says
+        in place of an answer.
+        """
+        try:
+            await self._call("PING")
+        except hiredis.ReplyError as error:
+            # For example "LOADING": a replica that gets its data anew refuses even this.
+            raise exceptions.ConnectionError(str(error)) from error
 
     async def _call(self, *command: str) -> None:
         reply: asyncio.Future[None] = self._loop.create_future()

@@ -9,8 +9,7 @@ What always holds:
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -124,10 +123,9 @@ class SubscriptionHub:
         """Connect now rather than when the first channel is wanted."""
         self._carrier.open()
 
-    @contextlib.asynccontextmanager
-    async def subscribe(
+    def subscribe(
         self, channel: str, *, mark_gaps: bool = False
-    ) -> AsyncIterator[Subscription]:
+    ) -> AbstractAsyncContextManager[Subscription]:
         """Enter once Redis has acknowledged; leave to give the channel up.
 
         With `mark_gaps` the subscription yields a `Gap` wherever payloads may be missing.
@@ -136,18 +134,27 @@ class SubscriptionHub:
         connection is being replaced, and `NoPermissionError` when an access list forbids the
         channel; RuntimeError while the hub is not open.
         """
+        subscription = Subscription(self._max_pending_bytes, marks_gaps=mark_gaps)
+        return _Subscribing(self, channel.encode(), subscription)
+
+    async def attach(self, name: bytes, subscription: Subscription) -> None:
+        """What entering `subscribe` does; nothing is attached where it raises."""
         if self._running is None:
             raise RuntimeError("the subscription hub is not open: enter it with `async with`")
-        name = channel.encode()
-        subscription = Subscription(self._max_pending_bytes, marks_gaps=mark_gaps)
         self._carrier.attach(name, subscription)
         try:
             await self._acknowledged(name, subscription)
-            yield subscription
-        finally:
+        except BaseException:
             self._carrier.detach(name, subscription)
+            raise
+
+    def detach(self, name: bytes, subscription: Subscription) -> None:
+        """What leaving it does."""
+        self._carrier.detach(name, subscription)
 
     async def _acknowledged(self, name: bytes, subscription: Subscription) -> None:
+        if self._carrier.acknowledged(name):
+            return
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not self._carrier.acknowledged(name):
@@ -180,3 +187,29 @@ class SubscriptionHub:
             silent_for_s=carrier.silent_for_s,
             canary_age_s=carrier.canary_age_s,
         )
+
+
+class _Subscribing:
+    """What `SubscriptionHub.subscribe` returns.
+
+    One is kept for each subscriber: a generator in its place would take 500 bytes more.
+    """
+
+    __slots__ = ("_hub", "_name", "_subscription")
+
+    def __init__(self, hub: SubscriptionHub, name: bytes, subscription: Subscription) -> None:
+        self._hub = hub
+        self._name = name
+        self._subscription = subscription
+
+    async def __aenter__(self) -> Subscription:
+        await self._hub.attach(self._name, self._subscription)
+        return self._subscription
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._hub.detach(self._name, self._subscription)

@@ -48,9 +48,9 @@ async def test_published_object(client: RedisClient) -> None:
         published = await anext(subscription)
     timestamp = json.loads(published)["timestamp"]
     assert published == (
-        f'{{"id":"{receipt.id}","prev":null,"event":"batch_results_ready",'
-        '"data":{"batch_id":"b-1","title":"Årskurs 9","n":3},'
-        f'"timestamp":"{timestamp}","source_service":"test"}}'.encode()
+        f'{{"id":"{receipt.id}","prev":null,"timestamp":"{timestamp}",'
+        '"event":"batch_results_ready","data":{"batch_id":"b-1","title":"Årskurs 9","n":3},'
+        '"source_service":"test"}'.encode()
     )
     assert before <= datetime.fromisoformat(timestamp) <= datetime.now(UTC)
     assert datetime.fromisoformat(timestamp).tzinfo == UTC
@@ -80,8 +80,8 @@ async def test_all_fields(client: RedisClient) -> None:
     timestamp = json.loads(published)["timestamp"]
     assert published == (
         f'{{"id":"{receipt.id}","prev":null,"collapse_key":"progress of \\"b-1\\"",'
-        '"event":"batch_status_updated","data":{"done":3},'
-        f'"timestamp":"{timestamp}","correlation_id":"{correlation_id}",'
+        f'"timestamp":"{timestamp}","event":"batch_status_updated","data":{{"done":3}},'
+        f'"correlation_id":"{correlation_id}",'
         '"source_service":"batch_service","metadata":{"traceparent":'
         f'"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}}}}'.encode()
     )

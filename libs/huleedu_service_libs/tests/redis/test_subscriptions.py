@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from huleedu_service_libs.payload import Payload
 from huleedu_service_libs.redis_address import RedisAddress
 from huleedu_service_libs.redis_client import RedisClient
+from huleedu_service_libs.redis_subscription_connection import BUFFER_BYTES
 from huleedu_service_libs.redis_subscriptions import SubscriptionHub
 from huleedu_service_libs.subscription import PAYLOAD_OVERHEAD_BYTES, SubscriptionOverflowError
 
@@ -219,6 +220,79 @@ async def test_taking_payloads_makes_room(server: RedisServer, client: RedisClie
         for _ in range(50):
             await client.publish("busy", bytes(100))
             assert len(await anext(subscription)) == 100
+
+
+async def test_all_that_waits_at_once(client: RedisClient, admin: Redis) -> None:
+    """A subscriber can take all that waits, in order, and go on one by one as it likes."""
+    sent = [b"%d" % n for n in range(60)]
+    async with client.subscribe("room") as subscription, client.subscribe("room") as witness:
+        heard: list[bytes] = []
+        for start in range(0, len(sent), 20):
+            for payload in sent[start : start + 20]:
+                await admin.publish("room", payload)
+                assert await anext(witness) == payload
+            heard += [await anext(subscription) for _ in range(5)]
+            batch = await subscription.next_batch()
+            assert batch == sent[start + 5 : start + 20]
+            heard += batch
+        assert heard == sent
+
+
+async def test_waiting_for_a_batch(client: RedisClient) -> None:
+    """Who finds nothing waits, is woken by the first payload, and gives up without a loss."""
+    async with client.subscribe("room") as subscription:
+        for n in range(20):
+            task = asyncio.create_task(subscription.next_batch())
+            await asyncio.sleep(0)  # it waits from here on
+            if n % 2:
+                task.cancel()
+                await asyncio.wait([task])
+            await client.publish("room", b"%d" % n)
+            assert await (subscription.next_batch() if n % 2 else task) == [b"%d" % n]
+
+
+async def test_batches_make_room(server: RedisServer, client: RedisClient) -> None:
+    """A subscriber that takes all that waits has its whole queue again, and may fail as any."""
+    limit = 3 * (100 + PAYLOAD_OVERHEAD_BYTES)
+    async with (
+        SubscriptionHub(
+            RedisAddress.parse(server.url),
+            client_name="hub",
+            publish=client.publish,
+            spublish=client.publish,
+            max_pending_bytes=limit,
+        ) as hub,
+        hub.subscribe("busy") as subscription,
+        hub.subscribe("busy") as witness,
+    ):
+        for _ in range(20):
+            for _ in range(3):
+                await client.publish("busy", bytes(100))
+                await anext(witness)
+            assert await anext(subscription) == bytes(100)
+            assert await subscription.next_batch() == [bytes(100)] * 2
+        for _ in range(4):
+            await client.publish("busy", bytes(100))
+            await anext(witness)
+        with pytest.raises(SubscriptionOverflowError):
+            await subscription.next_batch()
+
+
+async def test_backlog_larger_than_the_buffer(client: RedisClient, admin: Redis) -> None:
+    """What has piled up in megabytes while the process was busy arrives whole and in order."""
+    sizes = [(number * 7919) % 3000 for number in range(3000)]
+    sent = [b"%d:" % number + bytes(size) for number, size in enumerate(sizes)]
+    assert sum(map(len, sent)) > 2 * BUFFER_BYTES
+    async with client.subscribe("a") as first, client.subscribe("b") as second:
+        pipeline = admin.pipeline(transaction=False)
+        for number, payload in enumerate(sent):
+            pipeline.publish("ab"[number % 2], payload)
+        await pipeline.execute()
+        for start, subscription in enumerate((first, second)):
+            heard: list[bytes] = []
+            while len(heard) < len(sent) / 2:
+                heard += await subscription.next_batch()
+            assert heard == sent[start::2]
 
 
 async def test_one_consumer(client: RedisClient) -> None:

@@ -1,52 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-if TYPE_CHECKING:
-    from websockets.asyncio.client import ClientConnection
+from services.websocket_service.tests.cli.workers import SECRET, close_code, free_port
 
+if TYPE_CHECKING:
     from huleedu_service_libs.redis_server import RedisServer
     from services.websocket_service.tests.cli.console import Console
-
-SECRET = "k" * 40
-
-
-def workers_of(pid: int) -> list[int]:
-    """The worker processes; multiprocessing has a resource tracker beside them."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [
-        int(child)
-        for child in children
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def close_code(connection: ClientConnection) -> int | None:
-    """The code with which the server closes, after whatever it still sends."""
-    with contextlib.suppress(ConnectionClosed):
-        while True:
-            await connection.recv()
-    return connection.close_code
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -80,31 +48,6 @@ async def test_every_client_is_told_of_the_end(
             assert await close_code(connection) == 1012
         result = await server.ended()
     assert result.status == 0
-    assert "Traceback" not in result.err
-
-
-async def test_a_worker_that_dies_is_a_failure(console: Console, redis_server: RedisServer) -> None:
-    """The other workers' clients are told of the end, and the status is 1."""
-    variables = {
-        "JWT_SECRET_KEY": SECRET,
-        "REDIS_URL": redis_server.url,
-        "WEBSOCKET_SERVICE_PORT": str(free_port()),
-        "WEBSOCKET_MAX_CONNECTIONS_PER_USER": "100",
-    }
-    token = (await console.run("token", "--user", "u", **variables)).out.strip()
-    url = f"ws://127.0.0.1:{variables['WEBSOCKET_SERVICE_PORT']}/ws?token={token}"
-    async with console.start("serve", "--workers", "2", **variables) as server:
-        for _ in range(2):
-            await server.error_line("Running on")
-        first, _ = workers_of(server.pid)
-        os.kill(first, signal.SIGSTOP)  # so that all clients are with the other one
-        connections = [await connect(url) for _ in range(20)]
-        os.kill(first, signal.SIGKILL)
-        codes = [await close_code(connection) for connection in connections]
-        result = await server.ended()
-    assert codes == [1012] * 20
-    assert result.status == 1
-    assert "Error: a worker ended unexpectedly" in result.error_lines
     assert "Traceback" not in result.err
 
 

@@ -150,9 +150,10 @@ def _why_undecodable(token: str, algorithm: str) -> _Refusal:
 def _parsed(payload: bytes) -> dict[str, Any]:
     try:
         claims = json.loads(payload.decode("utf-8"), parse_constant=_refuse_constant)
-        # JSON can escape half a surrogate pair. Such a string breaks whoever encodes it later: the
-        # log, a channel name, an error body.
-        json.dumps(claims, ensure_ascii=False).encode("utf-8")
+        if b"\\u" in payload:
+            # JSON can escape half a surrogate pair. Such a string breaks whoever encodes it later:
+            # the log, a channel name, an error body.
+            json.dumps(claims, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         _refuse(_Refusal.INVALID_TOKEN)
     if not isinstance(claims, dict):

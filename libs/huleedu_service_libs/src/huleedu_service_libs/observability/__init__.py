@@ -7,6 +7,7 @@ from huleedu_service_libs.observability.propagation import (
     use_trace_context,
 )
 from huleedu_service_libs.observability.tracing import (
+    exports_spans,
     get_tracer,
     init_tracing,
     shutdown_tracing,
@@ -14,6 +15,7 @@ from huleedu_service_libs.observability.tracing import (
 )
 
 __all__ = [
+    "exports_spans",
     "extract_trace_context",
     "get_current_trace_id",
     "get_tracer",

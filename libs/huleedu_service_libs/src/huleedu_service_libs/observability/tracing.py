@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHUTDOWN_TIMEOUT_S",
+    "exports_spans",
     "get_tracer",
     "init_tracing",
     "shutdown_tracing",
@@ -51,6 +52,10 @@ class _Tracing:
         self._exporter = _configured_exporter()
         if self._exporter is not None:
             self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
+
+    @property
+    def exports(self) -> bool:
+        return self._exporter is not None
 
     def shutdown(self, timeout_s: float) -> None:
         if self._exporter is None:
@@ -92,6 +97,14 @@ def init_tracing(service_name: str) -> Tracer:
 def get_tracer(name: str) -> Tracer:
     """The tracer of that name; before `init_tracing` its spans go nowhere."""
     return trace.get_tracer(name)
+
+
+def exports_spans() -> bool:
+    """Whether anybody gets the spans: an endpoint, or a provider that something else installed."""
+    provider = trace.get_tracer_provider()
+    if _tracing is not None and provider is _tracing.provider:
+        return _tracing.exports
+    return not isinstance(provider, trace.ProxyTracerProvider)
 
 
 def shutdown_tracing(timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
