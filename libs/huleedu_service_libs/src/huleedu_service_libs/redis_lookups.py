@@ -91,11 +91,15 @@ class SharedLookup(Generic[T]):
         """Have the next one who asks look it up anew."""
         self._doubts += 1
 
+    @property
+    def undoubted(self) -> T | None:
+        """What was found last; None where that is in doubt, or nothing was found yet."""
+        return self._found if self._settled == self._doubts else None
+
     async def known(self) -> T:
         """What was found last, unless that is in doubt."""
-        if self._found is not None and self._settled == self._doubts:
-            return self._found
-        return await self.fresh()
+        found = self.undoubted
+        return await self.fresh() if found is None else found
 
     async def fresh(self) -> T:
         """What a lookup finds that has not begun before now; raises what it raises."""

@@ -1,12 +1,24 @@
 """Who is the master, by the word of the sentinels and by its own."""
 
+import asyncio
+import contextlib
 from functools import partial
+from time import monotonic
+from typing import Final
 
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from huleedu_service_libs.redis_address import Endpoint, RedisAddress
 from huleedu_service_libs.redis_lookups import SharedLookup, ask, first_answer
+
+# A master that was replaced, but is well and in reach, goes on acknowledging what nobody hears
+# until the sentinels demote it, ten seconds later at best. A check costs about 2 ms of CPU time.
+CHECK_INTERVAL_S: Final = 1.0
+# Longer than the head start of one sentinel before the next.
+CHECK_TIMEOUT_S: Final = 0.4
+# Commands that follow closely on each other never wait for a check.
+MAX_AGE_S: Final = CHECK_INTERVAL_S + CHECK_TIMEOUT_S
 
 
 class SentinelSet:
@@ -21,6 +33,9 @@ class SentinelSet:
         # Who answered last is asked first.
         self._sentinels = list(address.endpoints)
         self._lookup = SharedLookup(self._look_up)
+        self._check: asyncio.Task[None] | None = None
+        # With or without success.
+        self._checked_at = float("-inf")
 
     async def master(self) -> Endpoint:
         """The master of this moment.
@@ -30,9 +45,44 @@ class SentinelSet:
         """
         return await self._lookup.fresh()
 
-    async def known_master(self) -> Endpoint:
-        """The one that was found last, or, if there is `doubt()`, the master of this moment."""
+    def known_master(self) -> Endpoint | None:
+        """The one that was found last; None if there is `doubt()`, or that was too long ago.
+
+        Has the master looked for anew every `CHECK_INTERVAL_S`, beside the commands.
+        """
+        age_s = monotonic() - self._checked_at
+        if age_s >= CHECK_INTERVAL_S:
+            self._begin_to_check()
+            if age_s >= MAX_AGE_S:
+                return None
+        return self._lookup.undoubted
+
+    async def likely_master(self) -> Endpoint:
+        """The master of this moment, or the one that was found last where no sentinel answers.
+
+        That one only if there is no `doubt()`; else, raises as `master()` does.
+        """
+        if monotonic() - self._checked_at >= MAX_AGE_S:
+            await asyncio.wait([self._begin_to_check()])
         return await self._lookup.known()
+
+    def _begin_to_check(self) -> asyncio.Task[None]:
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._check_in_time(), name="redis-master")
+        return self._check
+
+    async def _check_in_time(self) -> None:
+        # Sentinels that can't be reached say nothing against the master.
+        with contextlib.suppress(TimeoutError, RedisError):
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await self._lookup.fresh()
+        self._checked_at = monotonic()
+
+    async def aclose(self) -> None:
+        """End the check that may be under way; no command may come any more."""
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.wait([self._check])
 
     def doubt(self) -> None:
         """The master has not answered, or as a replica does."""
@@ -45,6 +95,7 @@ class SentinelSet:
         )
         self._sentinels.remove(sentinel)
         self._sentinels.insert(0, sentinel)
+        self._checked_at = monotonic()
         return master
 
     async def _ask(self, sentinel: Endpoint) -> tuple[Endpoint, Endpoint]:

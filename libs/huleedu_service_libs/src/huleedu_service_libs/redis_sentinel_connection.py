@@ -18,9 +18,11 @@ class MasterConnection(Connection):
         self._sentinels = sentinels
 
     async def connect(self) -> None:
-        if self.is_connected and await self._sentinels.known_master() != (self.host, self.port):
-            # It may be a replica by now, or hang.
-            await self.disconnect(nowait=True)
+        if self.is_connected:
+            master = self._sentinels.known_master() or await self._sentinels.likely_master()
+            if master != (self.host, self.port):
+                # It may be a replica by now, or hang, or live on where nobody hears it.
+                await self.disconnect(nowait=True)
         if not self.is_connected:
             self.host, self.port = await self._sentinels.master()
         await super().connect()  # type: ignore[no-untyped-call]  # redis-py's

@@ -1,18 +1,14 @@
 """The servers that links talk to: one Redis, the master of a Sentinel set, a Cluster's nodes."""
 
-import asyncio
-import contextlib
 import random
 from collections.abc import Callable
 from typing import Final
-
-from redis import exceptions
 
 from huleedu_service_libs.redis_address import Endpoint, RedisAddress
 from huleedu_service_libs.redis_channels import hash_slot
 from huleedu_service_libs.redis_cluster_survey import ClusterSurvey
 from huleedu_service_libs.redis_sentinel import SentinelSet
-from huleedu_service_libs.redis_subscription_canary import Canary, Publish, canary_channel
+from huleedu_service_libs.redis_subscription_canary import Canary, canary_channel
 from huleedu_service_libs.redis_subscription_connection import (
     CLASSIC,
     SHARDED,
@@ -25,7 +21,6 @@ from huleedu_service_libs.redis_subscription_dialer import SubscriptionDialer
 MakeCanary = Callable[[str], Canary]
 """Takes the channel."""
 
-MASTER_LOOKUP_INTERVAL_S: Final = 5.0
 # Enough to find a master that serves a single slot, save for one time in 400.
 CANARY_ATTEMPTS: Final = 100_000
 
@@ -52,30 +47,6 @@ class ServerPeer:
 
     def doubt(self) -> None:
         """There is no other server."""
-
-
-class MasterPublisher:
-    """Publishes as `publish` does, to whom the sentinels name now.
-
-    Commands that succeed never ask. A master that was cut off and replaced, but is in reach of
-    this process, goes on taking them: it would hear its own canaries and nobody else's.
-    """
-
-    def __init__(self, sentinels: SentinelSet, publish: Publish, *, timeout_s: float) -> None:
-        self._sentinels = sentinels
-        self._publish = publish
-        self._timeout_s = timeout_s
-        self._asked_at = float("-inf")
-
-    async def publish(self, channel: str, payload: bytes) -> None:
-        """Raises redis-py's exceptions."""
-        now = asyncio.get_running_loop().time()
-        if now - self._asked_at >= MASTER_LOOKUP_INTERVAL_S:
-            self._asked_at = now
-            with contextlib.suppress(TimeoutError, exceptions.RedisError):
-                async with asyncio.timeout(self._timeout_s):
-                    await self._sentinels.master()
-        await self._publish(channel, payload)
 
 
 class SentinelPeer:

@@ -25,11 +25,7 @@ from huleedu_service_libs.redis_subscription_canary import Canary, Publish
 from huleedu_service_libs.redis_subscription_cluster import SubscriptionCluster
 from huleedu_service_libs.redis_subscription_dialer import SubscriptionDialer
 from huleedu_service_libs.redis_subscription_link import SubscriptionCounts, SubscriptionLink
-from huleedu_service_libs.redis_subscription_peer import (
-    MasterPublisher,
-    SentinelPeer,
-    ServerPeer,
-)
+from huleedu_service_libs.redis_subscription_peer import SentinelPeer, ServerPeer
 from huleedu_service_libs.subscription import DEFAULT_MAX_PENDING_BYTES, Subscription
 
 
@@ -90,8 +86,6 @@ class SubscriptionHub:
                 self._carrier = open_link(ServerPeer(address, dialer, canary))
             case Topology.SENTINEL:
                 sentinels = sentinels or SentinelSet(address)
-                publisher = MasterPublisher(sentinels, publish, timeout_s=timeout_s)
-                canary = partial(Canary, publish=publisher.publish, timeout_s=timeout_s)
                 self._carrier = open_link(SentinelPeer(address, sentinels, dialer, canary))
             case Topology.CLUSTER:
                 self._carrier = SubscriptionCluster(

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import exceptions
 
+from huleedu_service_libs.notifications import Notification
 from huleedu_service_libs.redis_address import Endpoint, RedisAddress
+from huleedu_service_libs.redis_channels import UserKeys, user_channel
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_scripts import Script, ScriptCall
-from huleedu_service_libs.redis_sentinel import SentinelSet
+from huleedu_service_libs.redis_sentinel import CHECK_INTERVAL_S, MAX_AGE_S, SentinelSet
 from huleedu_service_libs.testing.admin import Admin
+from huleedu_service_libs.testing.polling import until
 from huleedu_service_libs.testing.redis_sentinels import SERVICE_NAME, RedisSentinels
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
+    from huleedu_service_libs.redis_server import RedisServer
     from libs.huleedu_service_libs.tests.redis.conftest import Adding, StartServer
 
 # Long beside what an answer takes, short beside a failover.
@@ -28,6 +32,7 @@ IMPATIENT_S = 0.6
 PATIENT_S = 20.0
 CONNECTIONS = 20
 
+NOTIFICATION = Notification(user_id="teacher-1", event_type="phase_skipped", data={})
 WRITE = Script("redis.call('SET', KEYS[1], ARGV[1]); return ARGV[1]")
 
 
@@ -60,7 +65,48 @@ async def connected(
         yield client
 
 
-async def named(admin: Admin) -> list[object]:
+@contextmanager
+def silent(sentinels: RedisSentinels) -> Iterator[None]:
+    """The sentinels hang."""
+    for sentinel in sentinels.sentinels:
+        sentinel.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for sentinel in sentinels.sentinels:
+            sentinel.signal(signal.SIGCONT)
+
+
+async def idle(admin: Admin) -> None:
+    """Wait until clients like ours have sent nothing for so long that what they know is old."""
+
+    async def all_are_idle() -> bool:
+        # In whole seconds of a clock that is read in whole seconds.
+        return all(int(one["idle"]) - 1 >= MAX_AGE_S for one in await named(admin))
+
+    await until(all_are_idle)
+
+
+async def kept(sentinels: RedisSentinels) -> set[str]:
+    """Ids of what the master has of the user's history."""
+    history = UserKeys.of(user_channel(NOTIFICATION.user_id)).history
+    entries = await sentinels.admin(sentinels.master).ask("XRANGE", history, "-", "+")
+    return {entry[0] for entry in entries}
+
+
+@asynccontextmanager
+async def outliving(sentinels: RedisSentinels) -> AsyncIterator[RedisServer]:
+    """A server that was the master until now, and believes that it is: sentinels can't tell it."""
+    old = sentinels.master
+    await sentinels.admin(old).acl_setuser(
+        "default", enabled=True, commands=["-replicaof", "-slaveof"]
+    )
+    await sentinels.replace_master()
+    yield old
+    assert (await sentinels.admin(old).ask("ROLE"))[0] == "master"
+
+
+async def named(admin: Admin) -> list[Mapping[str, str]]:
     """The connections of clients like ours."""
     return [one for one in await admin.client_list(_type="normal") if one["name"] == "test"]
 
@@ -121,13 +167,40 @@ async def test_master_becomes_a_replica(sentinels: RedisSentinels) -> None:
         new = await sentinels.new_master()
         # By hand, so that connections to it stay: sentinels cut them.
         await sentinels.rejoin(old)
+        with silent(sentinels):
+            for name, client in clients.items():
+                with pytest.raises(exceptions.ResponseError, match="read only replica"):
+                    await WRITES[name](client)
         for name, client in clients.items():
-            with pytest.raises(exceptions.ResponseError, match="read only replica"):
-                await WRITES[name](client)
             await sentinels.admin(new).set("k", "v")
             await WRITES[name](client)
             assert (name, await sentinels.admin(new).get("k")) == (name, "w")
             assert all(await set_everywhere(client))
+
+
+async def test_busy_publisher(sentinels: RedisSentinels) -> None:
+    """Who does nothing but publish soon publishes to the new master, though the old one lives."""
+    async with client_of(sentinels.url) as client:
+
+        async def is_kept() -> bool:
+            receipt = await client.publish_notification(NOTIFICATION)
+            return receipt.id in await kept(sentinels)
+
+        assert await is_kept()
+        async with outliving(sentinels):
+            await until(is_kept)
+            for _ in range(100):
+                assert await is_kept()
+
+
+async def test_publisher_after_a_pause(sentinels: RedisSentinels) -> None:
+    """Who has not published for a while publishes to the new master from the first one on."""
+    async with client_of(sentinels.url) as client:
+        await client.publish_notification(NOTIFICATION)
+        async with outliving(sentinels) as old:
+            await idle(sentinels.admin(old))
+            receipt = await client.publish_notification(NOTIFICATION)
+            assert receipt.id in await kept(sentinels)
 
 
 async def test_nothing_is_sent_twice(sentinels: RedisSentinels, adding: Adding) -> None:
@@ -173,6 +246,23 @@ async def test_hung_sentinels(sentinels: RedisSentinels) -> None:
             sentinel.signal(signal.SIGSTOP)
         with pytest.raises(exceptions.TimeoutError, match=r"within 0\.6 s"):
             await client.ping()
+
+
+async def test_sentinels_hang_later(sentinels: RedisSentinels) -> None:
+    """Sentinels that hang take nothing from a client whose master is well, nor hold up its end."""
+    admin = sentinels.admin(sentinels.master)
+    without = asyncio.all_tasks()
+    async with client_of(sentinels.url) as client:
+        assert await client.ping()
+        before = asyncio.all_tasks()
+        with silent(sentinels):
+            await idle(admin)
+            assert await client.setex("k", 600, "v")
+            # Until the sentinels are asked once more: nobody waits for them, not even the end.
+            async with asyncio.timeout(PATIENT_S):
+                while asyncio.all_tasks() == before:
+                    assert await client.get("k") == "v"
+    assert asyncio.all_tasks() == without
 
 
 async def test_unknown_name(sentinels: RedisSentinels) -> None:
@@ -225,20 +315,48 @@ async def test_passwords(redis_binary: Path) -> None:
                     await client.ping()
 
 
+@asynccontextmanager
+async def sentinel_set(sentinels: RedisSentinels) -> AsyncIterator[SentinelSet]:
+    """With one sentinel, so that a slow one does not have another one asked as well."""
+    url = f"redis+sentinel://127.0.0.1:{sentinels.sentinels[0].port}/{SERVICE_NAME}"
+    async with aclosing(SentinelSet(RedisAddress.parse(url))) as lookup:
+        yield lookup
+
+
+async def lookups(sentinels: RedisSentinels) -> int:
+    """How often the master was asked whether it is one."""
+    commands = await sentinels.admin(sentinels.master).info("commandstats")
+    return int(commands.get("cmdstat_hello", {"calls": 0})["calls"])
+
+
 async def test_lookups_are_shared(sentinels: RedisSentinels) -> None:
-    """However many ask at once who the master is, the sentinels hear of it but once or twice."""
-    lookup = SentinelSet(RedisAddress.parse(sentinels.url))
-    first = sentinels.admin(sentinels.sentinels[0])
+    """However many ask at once who the master is, it is looked for but once or twice."""
+    master = Endpoint("127.0.0.1", sentinels.master.port)
+    async with sentinel_set(sentinels) as lookup:
+        before = await lookups(sentinels)
+        assert lookup.known_master() is None
+        likely = await asyncio.gather(*(lookup.likely_master() for _ in range(50)))
+        assert set(likely) == {lookup.known_master()} == {master}
+        assert await lookups(sentinels) == before + 1
+        masters = await asyncio.gather(*(lookup.master() for _ in range(50)))
+        assert set(masters) == {lookup.known_master()} == {master}
+        assert await lookups(sentinels) <= before + 3
 
-    async def connections() -> int:
-        return int((await first.info("stats"))["total_connections_received"])
 
-    before = await connections()
-    masters = await asyncio.gather(*(lookup.master() for _ in range(50)))
-    assert set(masters) == {Endpoint("127.0.0.1", sentinels.master.port)}
-    assert await connections() - before <= 2
-    assert await lookup.known_master() == masters[0]
-    assert await connections() - before <= 2
+async def test_lookups_are_rare(sentinels: RedisSentinels) -> None:
+    """However often somebody asks who the master is, it is looked for but once a second."""
+    loop = asyncio.get_running_loop()
+    async with sentinel_set(sentinels) as lookup:
+        before = await lookups(sentinels)
+        began = loop.time()
+        await lookup.master()
+
+        async def were_three() -> bool:
+            lookup.known_master()
+            return await lookups(sentinels) >= before + 3
+
+        await until(were_three)
+        assert loop.time() - began >= 2 * CHECK_INTERVAL_S
 
 
 async def test_pool_is_bounded(sentinels: RedisSentinels) -> None:
