@@ -33,8 +33,13 @@ def inflated(data: bytes | bytearray, *, max_bytes: int) -> bytes:
 
     Raises MessageTooBigError, and zlib.error for what is no compressed message.
     """
-    decompressor = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-    message = decompressor.decompress(data + _TAIL, max_bytes + 1)
-    if len(message) > max_bytes:
-        raise MessageTooBigError
+    message = b""
+    rest = data + _TAIL
+    # Section 7.2.3.4: a block may say that it is the last one, and others follow.
+    while rest:
+        decompressor = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+        message += decompressor.decompress(rest, max_bytes + 1 - len(message))
+        if len(message) > max_bytes:
+            raise MessageTooBigError
+        rest = decompressor.unused_data
     return message

@@ -69,6 +69,8 @@ class ServiceProvider(Provider):
             history_limits=settings.history_limits,
             timeout_s=settings.REDIS_TIMEOUT,
             max_connections=MAX_COMMAND_CONNECTIONS,
+            # What comes in one go is all there before its first frame can leave.
+            max_pending_bytes=settings.WEBSOCKET_OUTBOX_MAX_BYTES,
             payload_type=Publication,
         ) as client:
             client.open_subscriptions()

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -17,6 +17,7 @@ from services.websocket_service.frames import Dialect
 from services.websocket_service.outbound import OutboundFrame
 
 _TYPE: Final = b'{"type":"notification"'
+_TYPE_AND_MORE: Final = _TYPE + b","
 # As the library writes it, to the byte: what merely has fields of these names is a raw payload.
 _ID = rb"(?:0|[1-9][0-9]{0,14})-(?:0|[1-9][0-9]{0,18})"
 # A byte takes at most six in JSON. Without a bound, 16 MB that look like a key would take 3 GB.
@@ -33,15 +34,6 @@ _UNSAMPLED: Final = re.compile(
 )
 
 
-class _Head(NamedTuple):
-    """What the library writes in front of an object's own fields."""
-
-    link: Link | None
-    collapse_key: bytes | None
-    timestamp: float | None
-
-
-_NO_HEAD: Final = _Head(None, None, None)
 _NOT_MADE: Final = OutboundFrame(b"", 0.0)
 
 
@@ -50,26 +42,38 @@ class Publication(Payload):
 
     is_replayed = False
     """True where it comes out of the history, so that its age says nothing of the delivery."""
-    _known_head: _Head | None = None
+    _is_head_read = False
+    _link: Link | None = None
+    _collapse_key: bytes | None = None
+    _timestamp: bytes | None = None
     _plain_frame: OutboundFrame | None = _NOT_MADE
     _typed_frame: OutboundFrame | None = _NOT_MADE
 
     @property
-    def _head(self) -> _Head:
-        head = self._known_head
-        if head is None:
-            head = self._known_head = _parse_head(self) if self.startswith(_HEADS) else _NO_HEAD
-        return head
-
-    @property
     def link(self) -> Link | None:
         """The place in its user's chain; None for what is not durable."""
-        return self._head.link
+        if not self._is_head_read:
+            self._read_head()
+        return self._link
 
     @property
     def collapse_key(self) -> bytes | None:
         """As it is written in JSON; a newer publication with the same key replaces this one."""
-        return self._head.collapse_key
+        if not self._is_head_read:
+            self._read_head()
+        return self._collapse_key
+
+    def _read_head(self) -> None:
+        """Read what the library writes in front of an object's own fields."""
+        self._is_head_read = True
+        match = _HEAD.match(self) if self.startswith(_HEADS) else None
+        if match is not None:
+            id_, prev, self._collapse_key, self._timestamp = match.groups()
+            if id_ is not None:
+                self._link = Link(
+                    NotificationId(id_.decode()),
+                    NotificationId(prev.decode()) if prev is not None else None,
+                )
 
     def frame(self, dialect: Dialect) -> OutboundFrame | None:
         """What a connection of the dialect gets; None where the dialect can't carry it.
@@ -99,15 +103,15 @@ class Publication(Payload):
     def _made(self, text: bytes | None) -> OutboundFrame | None:
         if text is None:
             return None
-        head = self._head
         received_at = self.received_at
-        frame = OutboundFrame(text, received_at, head.collapse_key)
+        frame = OutboundFrame(text, received_at, self.collapse_key)
         frame.payload_bytes = len(self)
         if not self.is_replayed:
             frame.published_at = received_at
-            if head.timestamp is not None:
+            timestamp = _seconds(self._timestamp) if self._timestamp is not None else None
+            if timestamp is not None:
                 # Two hosts' clocks may disagree: nothing was published after it came.
-                at = time.monotonic() - (time.time() - head.timestamp)
+                at = time.monotonic() - (time.time() - timestamp)
                 frame.published_at = min(at, received_at)
         if self.find(_TRACEPARENT) >= 0:
             frame.trace_context = self.trace_context
@@ -116,7 +120,7 @@ class Publication(Payload):
     def _typed(self) -> bytes | None:
         if self.link is not None:
             # The library has written it, or the chain would break: nothing has to be parsed.
-            return b"%b,%b" % (_TYPE, self[1:])
+            return _TYPE_AND_MORE + self[1:]
         fields = _fields(self)
         if fields is None:
             return None
@@ -125,7 +129,7 @@ class Publication(Payload):
             return _written_anew(self)
         if not fields:
             return _TYPE + b"}"
-        return b"%b,%b" % (_TYPE, self.lstrip()[1:])
+        return _TYPE_AND_MORE + self.lstrip()[1:]
 
     @property
     def trace_context(self) -> Mapping[str, Any] | None:
@@ -138,17 +142,6 @@ class Publication(Payload):
         if isinstance(metadata, dict) and isinstance(metadata.get("traceparent"), str):
             return metadata
         return None
-
-
-def _parse_head(payload: bytes) -> _Head:
-    match = _HEAD.match(payload)
-    if match is None:
-        return _NO_HEAD
-    id_, prev, collapse_key, timestamp = match.groups()
-    link = None
-    if id_ is not None:
-        link = Link(NotificationId(id_.decode()), NotificationId(prev.decode()) if prev else None)
-    return _Head(link, collapse_key, _seconds(timestamp) if timestamp is not None else None)
 
 
 def _seconds(timestamp: bytes) -> float | None:

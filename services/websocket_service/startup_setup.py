@@ -10,6 +10,7 @@ from huleedu_service_libs.logging_utils import create_service_logger
 from huleedu_service_libs.observability import init_tracing, shutdown_tracing
 from services.websocket_service import hypercorn_tuning
 from services.websocket_service.config import Settings
+from services.websocket_service.descriptors import allow_connections
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.session import SessionServer
 
@@ -44,7 +45,19 @@ class Lifespan:
         await self._container.get(SessionServer)
         hypercorn_tuning.before_shutdown(self.drain)
         _collect_garbage_less_often()
+        self._allow_connections()
         logger.info("service started")
+
+    def _allow_connections(self) -> None:
+        wanted = self._settings.WEBSOCKET_MAX_CONNECTIONS
+        room = allow_connections(wanted)
+        if room < wanted:
+            logger.warning(
+                "too few file descriptors: raise the limit (ulimit -Hn, LimitNOFILE, ulimits) or "
+                "lower WEBSOCKET_MAX_CONNECTIONS",
+                room_for_connections=room,
+                max_connections=wanted,
+            )
 
     async def drain(self) -> None:
         """Tell every client to come back later, and wait until they have gone."""

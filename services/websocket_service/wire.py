@@ -276,7 +276,10 @@ class WebSocketWire(asyncio.Protocol):
         except MessageTooBigError:
             self._violates(1009)
             return
-        except (UnicodeDecodeError, zlib.error):
+        except zlib.error:
+            self._violates(1002)
+            return
+        except UnicodeDecodeError:
             self._violates(1007)
             return
         if self._listener is not None:

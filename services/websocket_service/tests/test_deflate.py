@@ -32,6 +32,14 @@ def test_client_of_its_own_taste(text: bytes, level: int) -> None:
     assert inflated(data.removesuffix(b"\x00\x00\xff\xff"), max_bytes=2000) == text
 
 
+def test_blocks_after_the_last_one() -> None:
+    """A client may end its stream in the middle of a message and begin another."""
+    first, second = zlib.compressobj(wbits=-15), zlib.compressobj(wbits=-15)
+    data = first.compress(b"one ") + first.flush(zlib.Z_FINISH)
+    data += second.compress(b"two") + second.flush(zlib.Z_SYNC_FLUSH)
+    assert inflated(data.removesuffix(b"\x00\x00\xff\xff"), max_bytes=7) == b"one two"
+
+
 @pytest.mark.parametrize("excess", [1, 1000, 100_000_000])
 def test_bomb(excess: int) -> None:
     """A small message that would inflate to a huge one is refused, not unpacked."""

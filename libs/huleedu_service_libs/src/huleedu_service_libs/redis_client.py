@@ -18,7 +18,7 @@ from huleedu_service_libs.redis_pubsub import RedisPubSub
 from huleedu_service_libs.redis_scripting import RedisScripting
 from huleedu_service_libs.redis_sentinel import SentinelSet
 from huleedu_service_libs.redis_subscriptions import SubscriptionHub, SubscriptionStatistics
-from huleedu_service_libs.subscription import Subscription
+from huleedu_service_libs.subscription import DEFAULT_MAX_PENDING_BYTES, Subscription
 
 # Redis refuses a name with anything outside the printable ASCII characters.
 _NAME_CHARACTERS = range(ord("!"), ord("~") + 1)
@@ -30,8 +30,8 @@ class RedisClient(RedisScripting):
     `start()` opens no connection, so that a service comes up while Redis is away; `ping()`
     tells. Commands take a connection from a pool of at most `max_connections`, on a Cluster from
     one for each node, and raise redis-py's `TimeoutError` after `timeout_s` seconds without an
-    answer. All subscribers
-    share one further connection, which is replaced when it is lost or silent.
+    answer. All subscribers share one further connection, which is replaced when it is lost or
+    silent; for each, at most `max_pending_bytes` wait to be taken.
 
     Nothing that may have reached Redis is sent twice: a command whose connection breaks or
     whose answer is late raises, and the caller decides. Only a pooled connection that is known
@@ -49,6 +49,7 @@ class RedisClient(RedisScripting):
         history_limits: HistoryLimits | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_connections: int = 50,
+        max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
         payload_type: type[Payload] = Payload,
     ) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class RedisClient(RedisScripting):
         self._address = RedisAddress.parse(redis_url)
         self._timeout_s = timeout_s
         self._max_connections = max_connections
+        self._max_pending_bytes = max_pending_bytes
         self._payload_type = payload_type
         self._pubsub = RedisPubSub(
             self, client_id, channel_prefix=channel_prefix, limits=history_limits
@@ -90,6 +92,7 @@ class RedisClient(RedisScripting):
                     spublish=commands.spublish,
                     sentinels=sentinels,
                     timeout_s=self._timeout_s,
+                    max_pending_bytes=self._max_pending_bytes,
                     payload_type=self._payload_type,
                 )
             )
