@@ -6,7 +6,7 @@ Figures: Python 3.11, uvloop, 500 clients of 250-byte payloads, 2,000 idle conne
 
 - `TunedWSStream`: answers the upgrade and hands its transport over to a `WebSocketWire`. Through
   ASGI messages and wsproto a CPU-second delivers 39,000 payloads, straight to the transport
-  160,000. Invalid UTF-8 would end in a dropped connection (1006) where 1007 is due, floods of pings
+  130,000. Invalid UTF-8 would end in a dropped connection (1006) where 1007 is due, floods of pings
   would not be counted, and the application would hear neither of pongs nor of the peer's close
   code. Hypercorn agrees on permessage-deflate with whoever offers it, which takes 93 KiB of each
   connection, and 4 MB that inflate to 4 GB hold up everybody else for seconds. Lists in several
@@ -15,7 +15,8 @@ Figures: Python 3.11, uvloop, 500 clients of 250-byte payloads, 2,000 idle conne
   is answered, Hypercorn leaves the socket open and the application in the belief that it has a
   client.
 - `_ApplicationTasks`, `_Inbox`: with the transport's hand-over Hypercorn's part ends. Its task,
-  parsers and buffers, which would stay as long as the application, are 16 of 41 KiB.
+  parsers, queue and buffers, which would stay as long as the application, are about a third of 40
+  KiB.
 - `TunedH11Protocol`: headers over the limit would pass if they come at once. No HTTP/2, which
   anybody may ask for in clear text: its streams buffer without a bound for a client that does not
   read (500 MB in a test), and none of what is said here of a transport holds for one stream of

@@ -36,9 +36,9 @@ _PATHS: Final = frozenset({"/ws", "/ws/"})
 
 
 def serve_websockets(app: Quart, container: AsyncContainer) -> None:
-    """Let `/ws` be served without Quart's contexts, queue and two tasks for each connection.
+    """Let `/ws` be served without Quart's contexts, and its queue and two tasks a connection.
 
-    They take 26 KiB of memory and half of the CPU of a handshake. Other paths stay Quart's.
+    Other paths stay Quart's.
     """
 
     class Notifications(ASGIWebsocketConnection):
