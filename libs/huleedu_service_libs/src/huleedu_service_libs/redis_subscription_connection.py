@@ -36,8 +36,6 @@ CHANNELS_PER_COMMAND: Final = 500
 # is woken once for all that it is sent.
 BUFFER_BYTES: Final = 1024 * 1024
 READ_PER_TURN_BYTES: Final = 131_072
-# A storm of subscribers shares commands; one that comes alone does not wait.
-FLUSH_INTERVAL_S: Final = 0.002
 # hiredis moves all that it has not parsed yet after each KiB that it has: parsing a message of
 # 250 bytes takes 0.2 µs out of pieces of this size, 0.9 µs out of 256 KiB and 3 µs out of 1 MiB.
 PARSED_AT_ONCE_BYTES: Final = 16 * 1024
@@ -110,7 +108,6 @@ class SubscriptionConnection(asyncio.BufferedProtocol):
         # One entry per command without an answer yet; None is a ping.
         self._expected: deque[asyncio.Future[None] | _Batch | None] = deque()
         self._unsent: list[tuple[bytes, Subscribable]] = []
-        self._flushed_at = -FLUSH_INTERVAL_S
         self.served = True
         """False where Redis, before version 7, has no shard channels at all."""
         self.last_heard = self._loop.time()
@@ -308,7 +305,7 @@ class SubscriptionConnection(asyncio.BufferedProtocol):
         self._write(_pack("PING"))
 
     def subscribe(self, channel: Subscribable) -> None:
-        """Subscribe it together with those that come within `FLUSH_INTERVAL_S`."""
+        """Subscribe it together with others of this turn of the event loop."""
         if self.served:
             self._enqueue(self._kind.subscribe, channel)
         else:
@@ -322,11 +319,10 @@ class SubscriptionConnection(asyncio.BufferedProtocol):
 
     def _enqueue(self, command: bytes, channel: Subscribable) -> None:
         if not self._unsent:
-            self._loop.call_at(self._flushed_at + FLUSH_INTERVAL_S, self._flush)
+            self._loop.call_soon(self._flush)
         self._unsent.append((command, channel))
 
     def _flush(self) -> None:
-        self._flushed_at = self._loop.time()
         unsent, self._unsent = self._unsent, []
         if not self.lost.done():
             self._send(_batches(unsent, sharded=self._kind.sharded))
