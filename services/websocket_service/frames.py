@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from common_core.models.error_models import ErrorDetail
+from huleedu_service_libs import strict_json
 from huleedu_service_libs.error_handling import public_error_body
 
 SUBPROTOCOL_V1: Final = "huleedu.notify.v1"
@@ -87,8 +88,8 @@ def error(detail: ErrorDetail) -> str:
 def parse_client_frame(text: str) -> Ping | InvalidFrame:
     """What a client's text asks for."""
     try:
-        frame = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        frame = strict_json.loads(text)
+    except ValueError:
         frame = None
     if not isinstance(frame, dict):
         return InvalidFrame("frame", "Expected one JSON object")
@@ -101,11 +102,6 @@ def parse_client_frame(text: str) -> Ping | InvalidFrame:
     if not _fits_nonce(frame["nonce"]):
         return InvalidFrame("nonce", f"Field 'nonce' must be JSON of {MAX_NONCE_BYTES} bytes")
     return Ping(frame["nonce"])
-
-
-def _refuse_constant(constant: str) -> None:
-    # NaN and Infinity: Python reads them, browsers do not.
-    raise ValueError(constant)
 
 
 def _fits_nonce(nonce: Any) -> bool:

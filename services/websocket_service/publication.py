@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from huleedu_service_libs import strict_json
 from huleedu_service_libs.notification_ids import NotificationId
 from huleedu_service_libs.notifications import MAX_KEY_BYTES
 from huleedu_service_libs.payload import Payload
@@ -160,8 +161,8 @@ def _fields(text: bytes) -> dict[str, Any] | None:
         # It also refuses what browsers read: half a surrogate pair in an escape, 1e999.
         try:
             # Of bytes it would read UTF-16 too, and what begins with a byte order mark.
-            value = json.loads(text.decode(), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError):
+            value = strict_json.loads(text.decode())
+        except ValueError:
             return None
     return value if isinstance(value, dict) else None
 
@@ -169,7 +170,7 @@ def _fields(text: bytes) -> dict[str, Any] | None:
 def _written_anew(text: bytes) -> bytes | None:
     # Not with orjson, which turns numbers beyond 64 bits into floats.
     try:
-        fields = json.loads(text.decode(), parse_constant=_refuse_constant)
+        fields = strict_json.loads(text.decode())
         others = {name: value for name, value in fields.items() if name != "type"}
         # In ASCII: half a surrogate pair can be escaped in JSON, and no UTF-8 can hold it.
         return json.dumps(
@@ -178,8 +179,3 @@ def _written_anew(text: bytes) -> bytes | None:
     except (ValueError, RecursionError):
         # 1e999, which Python reads as infinity, can't be written back.
         return None
-
-
-def _refuse_constant(constant: str) -> None:
-    # NaN and Infinity: Python reads them, browsers do not.
-    raise ValueError(constant)

@@ -123,7 +123,7 @@ class _Feed:
         """False where something may be missing before it."""
         if isinstance(payload, Gap):
             return False
-        publication = payload if isinstance(payload, Publication) else _publication(payload)
+        publication = _publication(payload)
         link = publication.link
         if link is not None:
             verdict = self._continuity.judge(link)
@@ -139,7 +139,7 @@ class _Feed:
         """Hand on, out of the history, what lies before a live payload, and itself."""
         if not await self._catch_up() or isinstance(payload, Gap):
             return
-        publication = payload if isinstance(payload, Publication) else _publication(payload)
+        publication = _publication(payload)
         link = publication.link
         if link is not None and not await self._accounts_for(link, publication.received_at):
             self._resync(ResyncReason.HISTORY_LOST, await self._newest())
@@ -253,6 +253,8 @@ class _Feed:
 
 
 def _publication(payload: bytes) -> Publication:
+    if isinstance(payload, Publication):
+        return payload
     publication = Publication(payload)
     publication.received_at = asyncio.get_running_loop().time()
     return publication

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 from uuid import UUID
+
+from huleedu_service_libs import strict_json
 
 __all__ = [
     "extract_correlation_id_from_event",
@@ -69,13 +71,9 @@ def extract_user_id_from_event_data(data: object) -> str | None:
 
 def _parse_envelope(raw: bytes) -> dict[str, Any]:
     try:
-        envelope = json.loads(raw, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        envelope = strict_json.loads(raw)
+    except ValueError as error:
         raise ValueError(f"event is no JSON: {error}") from error
     if not isinstance(envelope, dict):
         raise ValueError("event is no JSON object")  # noqa: TRY004 - bad content, not a bad call
     return envelope
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

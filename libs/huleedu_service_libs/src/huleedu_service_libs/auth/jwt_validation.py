@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jwt
 
+from huleedu_service_libs import strict_json
 from huleedu_service_libs.auth.signatures import signature_layer
 from huleedu_service_libs.error_handling import raise_authentication_error
 
@@ -149,7 +150,7 @@ def _why_undecodable(token: str, algorithm: str) -> _Refusal:
 
 def _parsed(payload: bytes) -> dict[str, Any]:
     try:
-        claims = json.loads(payload.decode("utf-8"), parse_constant=_refuse_constant)
+        claims = strict_json.loads(payload.decode("utf-8"))
         if b"\\u" in payload:
             # JSON can escape half a surrogate pair. Such a string breaks whoever encodes it later:
             # the log, a channel name, an error body.
@@ -159,11 +160,6 @@ def _parsed(payload: bytes) -> dict[str, Any]:
     if not isinstance(claims, dict):
         _refuse(_Refusal.INVALID_TOKEN)
     return claims
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    """NaN and Infinity, which Python's parser takes for JSON, compare with no clock."""
-    _refuse(_Refusal.INVALID_TOKEN)
 
 
 def _checked_claims(claims: dict[str, Any], settings: JWTValidationSettings) -> JWTClaims:
