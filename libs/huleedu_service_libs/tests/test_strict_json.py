@@ -17,3 +17,19 @@ def test_what_it_refuses(text: str) -> None:
     """What a browser would refuse, or nobody can read, is one kind of error."""
     with pytest.raises(ValueError, match=r"."):
         strict_json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', '{"a": 1, "\\u0061": 2}']
+)
+def test_names_that_come_twice(text: str) -> None:
+    """An object with two members of one name is refused where that is asked for."""
+    strict_json.loads(text)
+    with pytest.raises(ValueError, match="two members of one name"):
+        strict_json.loads(text, unique_names=True)
+
+
+def test_names_that_come_once() -> None:
+    """Objects within objects may have the same names."""
+    text = '{"a": {"a": [{"a": 1}, {"a": 2}]}}'
+    assert strict_json.loads(text, unique_names=True) == {"a": {"a": [{"a": 1}, {"a": 2}]}}

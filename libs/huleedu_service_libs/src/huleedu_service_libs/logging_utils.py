@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_service_logging", "create_service_logger"]
 
-_CREDENTIAL_LOGGERS = ("h2", "hpack", "websockets")
-"""At DEBUG these print headers as they were sent, which means bearer tokens and cookies."""
+_CREDENTIAL_LOGGERS = ("h2", "hpack", "httpcore", "httpx", "websockets")
+"""These print headers and URLs as they were sent, which means bearer tokens and cookies."""
 
 _SERVER_LOGGERS = ("hypercorn.access", "hypercorn.error")
 """Hypercorn gives these handlers of their own, so each of their lines would come twice."""

@@ -2,13 +2,19 @@
 
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 from redis.asyncio.client import Pipeline
+from redis.exceptions import RedisError
 
+from huleedu_service_libs.error_handling import HuleEduError
 from huleedu_service_libs.notifications import Notification, NotificationReceipt
 from huleedu_service_libs.redis_scripts import Script, ScriptCall
+
+PublishOutcome: TypeAlias = NotificationReceipt | HuleEduError | RedisError
+"""What became of one of many: published; refused before anything was sent; or failed on the way to
+Redis, and it may have been published."""
 
 
 class RedisClientProtocol(Protocol):
@@ -95,6 +101,13 @@ class AtomicRedisClientProtocol(RedisClientProtocol, Protocol):
         self, notifications: Sequence[Notification]
     ) -> list[NotificationReceipt]:
         """Many in one round trip, in their order for each user."""
+        ...
+
+    async def publish_each(self, notifications: Sequence[Notification]) -> list[PublishOutcome]:
+        """The same with an outcome for each, where one that is refused or fails leaves the others.
+
+        Raises neither HuleEduError nor redis-py's exceptions: they stand among the outcomes.
+        """
         ...
 
     async def publish_command(self) -> str:

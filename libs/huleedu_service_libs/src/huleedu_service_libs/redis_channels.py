@@ -11,6 +11,7 @@ KeyName = NewType("KeyName", str)
 
 DEFAULT_CHANNEL_PREFIX = "ws"
 HASH_SLOTS = 16_384
+_CONNECTIONS = "connections:"
 
 
 def user_channel(user_id: str, prefix: str = DEFAULT_CHANNEL_PREFIX) -> ChannelName:
@@ -23,6 +24,31 @@ def user_channel(user_id: str, prefix: str = DEFAULT_CHANNEL_PREFIX) -> ChannelN
         raise ValueError("user_id is empty: a notification needs a user")
     user_id.encode()
     return ChannelName(f"{prefix}:{user_id}")
+
+
+def control_channel(prefix: str = DEFAULT_CHANNEL_PREFIX) -> ChannelName:
+    """Where all processes of the service are told who has to go; in the slot of the revocations.
+
+    No user's channel has this name, whatever the prefix: behind the prefix that one has a colon,
+    and here something else always stands in its place.
+    """
+    return ChannelName(f"huleedu-control-{_tag_of_prefix(prefix)}")
+
+
+def revocations_key(prefix: str = DEFAULT_CHANNEL_PREFIX) -> KeyName:
+    """`revocations:{<prefix>}`: one for the whole installation."""
+    return KeyName(f"revocations:{_tag_of_prefix(prefix)}")
+
+
+def ticket_key(digest: str, prefix: str = DEFAULT_CHANNEL_PREFIX) -> KeyName:
+    """`ticket:<prefix>:<digest>`, anywhere on a Cluster."""
+    return KeyName(f"ticket:{prefix}:{digest}")
+
+
+def _tag_of_prefix(prefix: str) -> str:
+    # A brace would end the hash tag, and an empty one is none.
+    escaped = prefix.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return f"{{{escaped or '%'}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +73,32 @@ class UserKeys:
             tag = f"{{{channel}}}"
         return cls(KeyName(f"history:{tag}"), KeyName(f"last:{tag}"), tag)
 
+    @property
+    def connections(self) -> KeyName:
+        """Where the user's connections are counted."""
+        return KeyName(f"{_CONNECTIONS}{self._tag}")
+
     def idempotency(self, key: str) -> KeyName:
         """Where the id is kept that an idempotency key has produced."""
         return KeyName(f"idem:{self._tag}:{key}")
+
+
+def user_of_connections(key: str, prefix: str = DEFAULT_CHANNEL_PREFIX) -> str | None:
+    """Whose `UserKeys.connections` the key is; None where it is no such key."""
+    tag = key.removeprefix(_CONNECTIONS)
+    _, _, behind = tag.partition("}")
+    # Only a channel with braces of its own stands behind the tag, after its length.
+    channel = behind.partition(":")[2] if behind else tag[1:-1]
+    user_id = channel.removeprefix(f"{prefix}:")
+    if user_id and UserKeys.of(user_channel(user_id, prefix)).connections == key:
+        return user_id
+    return None
+
+
+def connections_pattern(prefix: str = DEFAULT_CHANNEL_PREFIX) -> str:
+    """The glob-style pattern of every `UserKeys.connections`, and of few other keys."""
+    escaped = "".join(f"\\{c}" if c in "*?[]^-\\" else c for c in prefix)
+    return f"{_CONNECTIONS}{{*{escaped}:*"
 
 
 def hash_slot(name: str) -> int:

@@ -10,6 +10,7 @@ from huleedu_service_libs.notification_history import NotificationHistory
 from huleedu_service_libs.notification_settings import HistoryLimits
 from huleedu_service_libs.notifications import Notification, NotificationReceipt
 from huleedu_service_libs.payload import Payload
+from huleedu_service_libs.protocols import PublishOutcome
 from huleedu_service_libs.redis_address import RedisAddress
 from huleedu_service_libs.redis_channels import DEFAULT_CHANNEL_PREFIX
 from huleedu_service_libs.redis_commands import DEFAULT_TIMEOUT_S, NOT_STARTED
@@ -180,6 +181,9 @@ class RedisClient(RedisScripting):
         self, notifications: Sequence[Notification]
     ) -> list[NotificationReceipt]:
         return await self._pubsub.publish_notifications(notifications)
+
+    async def publish_each(self, notifications: Sequence[Notification]) -> list[PublishOutcome]:
+        return await self._pubsub.publish_each(notifications)
 
     @property
     def history(self) -> NotificationHistory:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from redis.exceptions import RedisError
+
 from huleedu_service_libs.error_handling import HuleEduError, raise_validation_error
 from huleedu_service_libs.expiry_renewals import ExpiryRenewals
 from huleedu_service_libs.notification_ids import NotificationId
@@ -18,7 +20,7 @@ from huleedu_service_libs.notification_scripts import (
 )
 from huleedu_service_libs.notification_settings import HistoryLimits
 from huleedu_service_libs.notifications import Notification, NotificationReceipt
-from huleedu_service_libs.protocols import AtomicRedisClientProtocol
+from huleedu_service_libs.protocols import AtomicRedisClientProtocol, PublishOutcome
 from huleedu_service_libs.redis_channels import (
     DEFAULT_CHANNEL_PREFIX,
     ChannelName,
@@ -119,17 +121,48 @@ class RedisPubSub:
                 messages.append(self._encoded(notification))
             except HuleEduError as error:
                 raise error.add_detail("index", index) from error
+        outcomes = await self._publish(list(zip(notifications, messages, strict=True)))
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+
+    async def publish_each(self, notifications: Sequence[Notification]) -> list[PublishOutcome]:
+        """Publish many in one round trip, in their order for each user, and tell of each.
+
+        The outcomes stand in the order of the notifications: a receipt; HuleEduError
+        (VALIDATION_ERROR), with nothing published; or redis-py's exception, and it may have been
+        published: repeat it with the same idempotency key. Nothing is raised for one of them.
+        """
+        outcomes: dict[int, PublishOutcome] = {}
+        valid: dict[int, tuple[Notification, bytes]] = {}
+        for index, notification in enumerate(notifications):
+            try:
+                valid[index] = notification, self._encoded(notification)
+            except HuleEduError as error:
+                outcomes[index] = error
+        try:
+            published = await self._publish(list(valid.values()))
+        except RedisError as error:
+            outcomes |= dict.fromkeys(valid, error)
+        else:
+            outcomes |= zip(valid, published, strict=True)
+        return [outcomes[index] for index in range(len(notifications))]
+
+    async def _publish(
+        self, encoded: Sequence[tuple[Notification, bytes]]
+    ) -> list[NotificationReceipt | RedisError]:
         scripts = await self._publish_scripts()
         renewing: set[ChannelName] = set()
         publications = [
             self._publication(notification, message, scripts, renewing)
-            for notification, message in zip(notifications, messages, strict=True)
+            for notification, message in encoded
         ]
         replies = await self._client.run_scripts([publication.call for publication in publications])
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return list(map(self._receipt, publications, replies))
+        return [
+            reply if isinstance(reply, RedisError) else self._receipt(publication, reply)
+            for publication, reply in zip(publications, replies, strict=True)
+        ]
 
     def _encoded(self, notification: Notification) -> bytes:
         message = notification.encode(

@@ -46,11 +46,15 @@ class ScriptBatches:
 
     async def run(self, call: ScriptCall) -> Any:
         """The reply, with texts as bytes. Raises redis-py's exceptions."""
+        return await self.queue(call)
+
+    def queue(self, call: ScriptCall) -> asyncio.Future[Any]:
+        """What `run` waits for: cancelled before the call has left, it never leaves."""
         node = self._client.node_of(call.keys[0])
         line = self._lines.get(node)
         if line is None:
             line = self._lines[node] = _Line(self._client, self._timeout_s)
-        return await line.join(call)
+        return line.join(call)
 
     async def aclose(self) -> None:
         """Fail all callers, and return once nothing is on its way."""

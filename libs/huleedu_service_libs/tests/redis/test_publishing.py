@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from redis.asyncio import Redis
 
 from huleedu_service_libs.error_handling import HuleEduError
 from huleedu_service_libs.notification_settings import HistoryLimits
-from huleedu_service_libs.notifications import Notification
+from huleedu_service_libs.notifications import Notification, NotificationReceipt
 from huleedu_service_libs.redis_channels import UserKeys, user_channel
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_scripts import MAX_JOINED_CALLS
@@ -163,6 +164,73 @@ async def test_batch_with_one_that_is_refused(
     assert refused.value.error_detail.details["index"] == 13
     assert refused.value.error_detail.details["field"] == "data"
     assert await admin.keys() == []
+
+
+async def test_each_has_an_outcome(client: RedisClient, admin: Redis) -> None:
+    """What can't be published, and what Redis refuses, leaves the others of a batch alone."""
+    await admin.rpush(UserKeys.of(user_channel("broken")).last, "no text")
+    batch = [notification(n) for n in range(5)]
+    batch[1] = Notification(user_id="t", event_type="e", data={"n": float("nan")})
+    batch[2] = notification(2, "broken", collapse_key="k")
+    batch[4] = Notification(user_id="", event_type="e", data={})
+    async with client.subscribe("ws:t") as subscription:
+        outcomes = await client.publish_each(batch)
+        heard = [json.loads(await anext(subscription)) for _ in range(2)]
+    assert [type(outcome) for outcome in outcomes] == [
+        NotificationReceipt,
+        HuleEduError,
+        exceptions.ResponseError,
+        NotificationReceipt,
+        HuleEduError,
+    ]
+    ids = [outcome.id for outcome in outcomes if isinstance(outcome, NotificationReceipt)]
+    assert [published["data"]["n"] for published in heard] == [0, 3]
+    assert [published["id"] for published in heard] == ids
+    fields = [
+        outcome.error_detail.details["field"]
+        for outcome in outcomes
+        if isinstance(outcome, HuleEduError)
+    ]
+    assert fields == ["data", "user_id"]
+
+
+async def test_each_of_none(client: RedisClient) -> None:
+    """No notifications have no outcomes, and neither has a batch of refused ones to be sent."""
+    assert await client.publish_each([]) == []
+    [refused] = await client.publish_each([Notification(user_id="", event_type="e", data={})])
+    assert isinstance(refused, HuleEduError)
+
+
+async def test_each_while_redis_is_away(client: RedisClient, server: RedisServer) -> None:
+    """Without Redis each says for itself that it failed, or that it could not be published."""
+    await server.kill()
+    batch = [notification(), Notification(user_id="t", event_type="", data={}), notification()]
+    outcomes = await client.publish_each(batch)
+    assert [type(outcome) for outcome in outcomes] == [
+        exceptions.ConnectionError,
+        HuleEduError,
+        exceptions.ConnectionError,
+    ]
+
+
+async def test_each_again_with_a_key(client: RedisClient, server: RedisServer) -> None:
+    """What has failed is repeated with its idempotency key, and is published once."""
+    batch = [notification(n, idempotency_key=f"job-{n}") for n in range(3)]
+    [first] = await client.publish_each(batch[:1])
+    server.signal(signal.SIGSTOP)
+    try:
+        async with RedisClient(client_id="hasty", redis_url=server.url, timeout_s=0.2) as hasty:
+            outcomes = await hasty.publish_each(batch)
+    finally:
+        server.signal(signal.SIGCONT)
+    assert {type(outcome) for outcome in outcomes} == {exceptions.TimeoutError}
+    again = await client.publish_each(batch)
+    receipts = [outcome for outcome in again if isinstance(outcome, NotificationReceipt)]
+    assert isinstance(first, NotificationReceipt)
+    assert receipts[0] == NotificationReceipt(first.id, 0, duplicate=True)
+    kept = await client.history.kept("t", max_entries=EVERYTHING)
+    assert [entry.id for entry in kept] == [receipt.id for receipt in receipts]
+    assert_one_chain([entry.payload for entry in kept])
 
 
 async def test_one_round_trip(server: RedisServer, admin: Redis, until: Until) -> None:

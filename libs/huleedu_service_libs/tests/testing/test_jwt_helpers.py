@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from huleedu_service_libs.auth import JWTClaims, JWTValidationSettings, decode_jwt
 from huleedu_service_libs.error_handling import HuleEduError
 from huleedu_service_libs.testing.jwt_helpers import build_jwt_headers, create_jwt
+from huleedu_service_libs.testing.signing_keys import SigningKey, key_set
 
 SETTINGS = JWTValidationSettings(JWT_ALGORITHM="HS512", JWT_SECRET_KEY=SecretStr("test"))
 
@@ -74,3 +75,26 @@ def test_values_that_json_cannot_hold_are_refused() -> None:
     """A claim that can't be written as JSON is an error in the test, not a strange token."""
     with pytest.raises(TypeError, match="object"):
         create_jwt("k", {"sub": object()})
+
+
+def test_headers_are_put_in_as_they_are() -> None:
+    """A token can be given a key id, or made to lie about how it was signed."""
+    token = create_jwt("k" * 32, {"sub": "a"}, headers={"kid": "key-1", "alg": "RS256"})
+    assert jwt.get_unverified_header(token) == {"alg": "RS256", "typ": "JWT", "kid": "key-1"}
+
+
+def test_any_bytes_can_be_signed() -> None:
+    """Whoever holds the key can sign what is no claim set."""
+    token = create_jwt("k" * 32, b"[1]")
+    assert jwt.PyJWS().decode(token, "k" * 32, algorithms=["HS256"]) == b"[1]"
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "PS256", "ES256", "ES384", "EdDSA"])
+def test_signing_keys_are_what_they_publish(algorithm: str) -> None:
+    """A token of a generated key verifies with its PEM and with its JWK, in another's library."""
+    key = SigningKey.generate(algorithm, "key-1")
+    token = key.sign({"sub": "a"})
+    assert jwt.get_unverified_header(token)["kid"] == "key-1"
+    assert jwt.decode(token, key.public_pem, algorithms=[algorithm]) == {"sub": "a"}
+    jwk = jwt.PyJWKSet.from_json(key_set(key).decode())["key-1"]
+    assert jwt.decode(token, jwk.key, algorithms=[algorithm]) == {"sub": "a"}

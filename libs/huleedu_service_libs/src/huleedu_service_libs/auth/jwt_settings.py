@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import jwt
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from huleedu_service_libs.auth.signatures import HMAC_HASHES, signature_layer
+from huleedu_service_libs.auth.configured_keys import (
+    KeyConfigurationError,
+    check_key_source,
+    key_texts,
+    parse_keys,
+)
 from huleedu_service_libs.error_handling import raise_configuration_error
 
 if TYPE_CHECKING:
@@ -15,22 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["JWTAlgorithm", "JWTValidationSettings"]
 
-JWTAlgorithm = Literal[
-    "HS256",
-    "HS384",
-    "HS512",
-    "RS256",
-    "RS384",
-    "RS512",
-    "PS256",
-    "PS384",
-    "PS512",
-    "ES256",
-    "ES384",
-    "ES512",
-    "EdDSA",
-]
-"""What may be configured; `none` is not among them."""
+JWTAlgorithm = Literal["HS256", "HS384", "HS512", "RS256", "PS256", "ES256", "EdDSA"]
+"""What may be configured: one of them, and nothing else is accepted then."""
+
+MAX_LEEWAY_S = 300
 
 
 class JWTValidationSettings(BaseSettings):
@@ -59,10 +51,21 @@ class JWTValidationSettings(BaseSettings):
         validation_alias="JWT_ISSUER",
         description="Must equal a token's `iss`.",
     )
+    JWT_LEEWAY_SECONDS: Annotated[float, Field(ge=0, le=MAX_LEEWAY_S)] = Field(
+        default=0,
+        validation_alias="JWT_LEEWAY_SECONDS",
+        description="Seconds by which the issuer's clock may differ, for `exp`, `nbf` and `iat`; "
+        f"at most {MAX_LEEWAY_S}.",
+    )
     JWT_SECRET_KEY: SecretStr | None = Field(
         default=None,
         validation_alias="JWT_SECRET_KEY",
         description="The shared secret of the HS algorithms; never used by the others.",
+    )
+    JWT_SECRET_KEY_PREVIOUS: SecretStr | None = Field(
+        default=None,
+        validation_alias="JWT_SECRET_KEY_PREVIOUS",
+        description="The secret before it, while tokens signed with that one are still good.",
     )
     JWT_PUBLIC_KEY: str | None = Field(
         default=None,
@@ -72,13 +75,37 @@ class JWTValidationSettings(BaseSettings):
     JWT_PUBLIC_KEY_PATH: Path | None = Field(
         default=None,
         validation_alias="JWT_PUBLIC_KEY_PATH",
-        description="File with the PEM public key, if JWT_PUBLIC_KEY is unset.",
+        description="File with the PEM public key; read again when it has changed.",
     )
     JWT_JWKS_URL: str | None = Field(
         default=None,
         validation_alias="JWT_JWKS_URL",
-        description="Where the issuer publishes its key set; not a key source yet.",
+        description="Where the issuer publishes its key set, for the other algorithms.",
     )
+    JWT_JWKS_CACHE_SECONDS: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300,
+        validation_alias="JWT_JWKS_CACHE_SECONDS",
+        description="Seconds for which a fetched key set is fresh; the next one is fetched before.",
+    )
+    JWT_JWKS_COOLDOWN_SECONDS: Annotated[float, Field(ge=0.1, le=3_600)] = Field(
+        default=10,
+        validation_alias="JWT_JWKS_COOLDOWN_SECONDS",
+        description="Seconds between two fetches that tokens with an unknown key id can cause.",
+    )
+
+    @property
+    def key_problem(self) -> str | None:
+        """Why these settings can't verify any token: a sentence that names the variables.
+
+        Whether a key server answers is for `TokenVerifier.problem`.
+        """
+        try:
+            check_key_source(self)
+            if not self.JWT_JWKS_URL:
+                parse_keys(key_texts(self), self.JWT_ALGORITHM)
+        except KeyConfigurationError as problem:
+            return str(problem)
+        return None
 
     def get_jwt_verification_key(
         self,
@@ -94,44 +121,13 @@ class JWTValidationSettings(BaseSettings):
         counts without a restart.
 
         Raises HuleEduError CONFIGURATION_ERROR naming the variable if the key is missing,
-        unreadable or of another family, or if the algorithm needs a package that is not installed.
+        unreadable or of another family, or if keys come from JWT_JWKS_URL.
         """
-        if self.JWT_ALGORITHM in HMAC_HASHES:
-            variable, key, problem = self._secret()
-        else:
-            variable, key, problem = self._public_key()
-        problem = problem or self._key_problem(key)
-        if problem:
+        try:
+            texts = key_texts(self)
+            parse_keys(texts, self.JWT_ALGORITHM)
+        except KeyConfigurationError as problem:
             raise_configuration_error(
-                service, operation, variable, f"{variable} {problem}", correlation_id
+                service, operation, problem.variable, str(problem), correlation_id
             )
-        return key
-
-    def _secret(self) -> tuple[str, str, str | None]:
-        secret = self.JWT_SECRET_KEY.get_secret_value() if self.JWT_SECRET_KEY else ""
-        missing = None if secret.strip() else f"must be set for {self.JWT_ALGORITHM}"
-        return "JWT_SECRET_KEY", secret, missing
-
-    def _public_key(self) -> tuple[str, str, str | None]:
-        if self.JWT_PUBLIC_KEY and self.JWT_PUBLIC_KEY.strip():
-            return "JWT_PUBLIC_KEY", self.JWT_PUBLIC_KEY.replace("\\n", "\n"), None
-        if self.JWT_PUBLIC_KEY_PATH is None:
-            missing = f"or JWT_PUBLIC_KEY_PATH must be set for {self.JWT_ALGORITHM}"
-            return "JWT_PUBLIC_KEY", "", missing
-        try:
-            pem = self.JWT_PUBLIC_KEY_PATH.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            return "JWT_PUBLIC_KEY_PATH", "", f"cannot be read: {type(error).__name__}"
-        return "JWT_PUBLIC_KEY_PATH", pem, None
-
-    def _key_problem(self, key: str) -> str | None:
-        # PyJWT's own messages are left out: some of them quote the key.
-        try:
-            signature_layer(self.JWT_ALGORITHM).get_algorithm_by_name(
-                self.JWT_ALGORITHM
-            ).prepare_key(key)
-        except NotImplementedError:
-            return f"cannot be used: {self.JWT_ALGORITHM} needs the cryptography package"
-        except (jwt.PyJWTError, ValueError, TypeError):
-            return f"is not a key for {self.JWT_ALGORITHM}"
-        return None
+        return texts[0].text
