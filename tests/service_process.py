@@ -25,6 +25,8 @@ REPO = Path(__file__).parents[1]
 SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 15
+CONTROL_CHANNEL = 1
+"""Of a process's subscriptions, the one that is its own."""
 HYPERCORN = (sys.executable, "-m", "hypercorn", "services.websocket_service.main:app", "--bind")
 SERVE = (
     str(Path(sys.executable).with_name("websocket-service")),

@@ -8,8 +8,10 @@ from huleedu_service_libs.logging_utils import configure_service_logging
 from services.websocket_service.config import Settings
 from services.websocket_service.credentials import ASGIApp, Channel, CredentialShield, Scope
 from services.websocket_service.di import create_container
+from services.websocket_service.internal_api.routes import serve_internal_api
 from services.websocket_service.routers.health_routes import health_blueprint
 from services.websocket_service.routers.metrics_routes import metrics_blueprint
+from services.websocket_service.routers.ticket_routes import ticket_blueprint
 from services.websocket_service.routers.websocket_routes import (
     serve_websockets,
     websocket_blueprint,
@@ -26,8 +28,14 @@ def create_app(settings: Settings, container: AsyncContainer | None = None) -> Q
     app = Quart(__name__)
     app.config["SERVICE_NAME"] = settings.SERVICE_NAME
     register_error_handlers(app)
-    for blueprint in (websocket_blueprint, health_blueprint, metrics_blueprint):
+    for blueprint in (
+        websocket_blueprint,
+        ticket_blueprint,
+        health_blueprint,
+        metrics_blueprint,
+    ):
         app.register_blueprint(blueprint)
+    serve_internal_api(app, settings)
     serve_websockets(app, container)
     QuartDishka(app, container)
     Lifespan(settings, container).register(app)

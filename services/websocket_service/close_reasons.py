@@ -38,10 +38,12 @@ class CloseReason:
     error_code: ErrorCode | None
     message: str
     reconnect: Reconnect
+    why: str | None = None
+    """`details.reason` of the error frame before the close, where the code alone is not clear."""
 
-    def with_message(self, message: str) -> "CloseReason":
+    def with_message(self, message: str, *, why: str | None = None) -> "CloseReason":
         """The same close, said more precisely."""
-        return replace(self, message=message)
+        return replace(self, message=message, why=why)
 
 
 CLIENT_CLOSED = CloseReason(1000, None, "Closed by the client", Reconnect.STOP)
@@ -58,8 +60,11 @@ INVALID_UTF8 = CloseReason(
 UNAUTHENTICATED = CloseReason(
     1008, ErrorCode.AUTHENTICATION_ERROR, "Not authenticated", Reconnect.NEW_TOKEN
 )
-TOKEN_EXPIRED = UNAUTHENTICATED.with_message("Token has expired")
+TOKEN_EXPIRED = UNAUTHENTICATED.with_message("Token has expired", why="token_expired")
+TOKEN_REVOKED = UNAUTHENTICATED.with_message("Token was revoked", why="token_revoked")
 FORBIDDEN = CloseReason(1008, ErrorCode.AUTHORIZATION_ERROR, "Not allowed", Reconnect.STOP)
+OTHER_USER = FORBIDDEN.with_message("Token of another user", why="other_user")
+DISCONNECTED = FORBIDDEN.with_message("Disconnected by an operator", why="disconnected")
 MESSAGE_TOO_BIG = CloseReason(
     1009, ErrorCode.INVALID_REQUEST, "Message is too big", Reconnect.NOT_REPEAT
 )
@@ -69,6 +74,7 @@ DEFECT = CloseReason(
 DRAINING = CloseReason(
     1012, ErrorCode.SERVICE_UNAVAILABLE, "Server is restarting", Reconnect.AFTER_DELAY
 )
+MOVED = DRAINING.with_message("Disconnected by an operator", why="disconnected")
 TRY_LATER = CloseReason(1013, ErrorCode.CONNECTION_ERROR, "Try again later", Reconnect.AFTER_DELAY)
 TOO_MANY_CONNECTIONS = CloseReason(
     4000, ErrorCode.QUOTA_EXCEEDED, "Too many connections", Reconnect.NOT_BY_ITSELF
@@ -122,7 +128,8 @@ def reason_for(error: HuleEduError) -> CloseReason:
         return TRY_LATER
     for error_code, reason in _BY_ERROR_CODE.items():
         if detail.error_code is error_code:
-            return reason.with_message(detail.message)
+            why = detail.details.get("reason")
+            return reason.with_message(detail.message, why=why if isinstance(why, str) else None)
     return DEFECT
 
 

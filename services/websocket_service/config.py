@@ -1,15 +1,20 @@
 """Settings of the WebSocket service, read from the environment and from `.env`."""
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
-from huleedu_service_libs.error_handling import HuleEduError
+from huleedu_service_libs.auth.key_server_url import is_exposed_url
 from huleedu_service_libs.notification_settings import NotificationSettings
 from huleedu_service_libs.redis_address import RedisAddress
+from huleedu_service_libs.token_revocations import MAX_EXPIRY
+from services.websocket_service.client_address import proxy_problem
+from services.websocket_service.forwarding import ProxyHeader
+from services.websocket_service.origins import ANY_ORIGIN, origin_problem
 
 # Secrets that stand in examples and tutorials: whoever knows them can be anybody.
 WELL_KNOWN_SECRETS = frozenset(
@@ -40,6 +45,7 @@ MIN_SECRET_BYTES = 32
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
 
@@ -89,10 +95,38 @@ class Settings(JWTValidationSettings, NotificationSettings):
         default=300, description="Seconds without a byte from the peer, pongs included"
     )
     WEBSOCKET_MAX_CONNECTIONS_PER_USER: PositiveInt = Field(
-        default=5, description="Connections of one user in this process"
+        default=5, description="Connections of one user, in all processes together"
+    )
+    WEBSOCKET_LEASE_DURATION: PositiveSeconds = Field(
+        default=15,
+        description="Seconds for which the connections of a process that was killed still count",
     )
     WEBSOCKET_MAX_CONNECTIONS: PositiveInt = Field(
         default=20_000, description="Connections in this process"
+    )
+    WEBSOCKET_MAX_HANDSHAKES_PER_SECOND: PositiveInt = Field(
+        default=1_000,
+        description="Handshakes per second in this process, sustained; above it: close 1013",
+    )
+    WEBSOCKET_HANDSHAKE_BURST: PositiveInt = Field(
+        default=2_000, description="Handshakes that may come to this process at once"
+    )
+    WEBSOCKET_ADDRESS_HANDSHAKES_PER_SECOND: PositiveInt = Field(
+        default=200,
+        description="Handshakes per second from one address in this process, sustained; of IPv6 "
+        "the first 64 bits count; above it: close 4009",
+    )
+    WEBSOCKET_ADDRESS_HANDSHAKE_BURST: PositiveInt = Field(
+        default=2_000, description="Handshakes that may come from one address at once"
+    )
+    WEBSOCKET_TRUSTED_PROXIES: list[str] = Field(
+        default_factory=list,
+        description="Networks whose word on the client's address is taken, a JSON list of CIDRs; "
+        "`unix:` stands for peers on a Unix-domain socket",
+    )
+    WEBSOCKET_PROXY_HEADER: ProxyHeader = Field(
+        default=ProxyHeader.X_FORWARDED_FOR,
+        description="The header in which those proxies write it; no other is looked at",
     )
     WEBSOCKET_MAX_MESSAGE_BYTES: PositiveInt = Field(
         default=65_536, description="Bytes of one inbound message; above it: close 1009"
@@ -130,6 +164,27 @@ class Settings(JWTValidationSettings, NotificationSettings):
         description="Seconds after which a client should come back (1012, 1013), spread by half",
     )
 
+    WEBSOCKET_TOKEN_EXPIRY_NOTICE: PositiveSeconds = Field(
+        default=60, description="Seconds before its token's expiry in which a v1 client is told"
+    )
+    WEBSOCKET_TOKEN_GRACE_PERIOD: Seconds = Field(
+        default=5, description="Seconds after its token's expiry in which a v1 client may renew it"
+    )
+    WEBSOCKET_TICKET_LIFETIME: PositiveSeconds = Field(
+        default=30, description="Seconds in which a ticket has to be used"
+    )
+    WEBSOCKET_REVOCATION_RETENTION: PositiveInt = Field(
+        default=30 * 86_400,
+        le=MAX_EXPIRY // timedelta(seconds=1),
+        description="Seconds for which a revocation is remembered: at least as long as the longest "
+        "token lives",
+    )
+    INTERNAL_API_KEY: SecretStr | None = Field(
+        default=None,
+        description="What callers of /internal/v1 send in X-Internal-API-Key; without it that API "
+        "is off",
+    )
+
     WEBSOCKET_COMPRESSION: bool = Field(
         default=False, description="Agree on permessage-deflate with clients that offer it"
     )
@@ -152,8 +207,11 @@ class Settings(JWTValidationSettings, NotificationSettings):
 
     CORS_ORIGINS: list[str] = Field(
         default_factory=list,
-        description="Origins that browsers may connect from, a JSON list; empty: any (not in "
-        "production)",
+        description="Origins that browsers may connect from, a JSON list; `https://*.example.org` "
+        "stands for every subdomain; empty: any (not in production)",
+    )
+    WEBSOCKET_ALLOW_MISSING_ORIGIN: bool = Field(
+        default=True, description="Admit clients without an Origin header, which are no browsers"
     )
 
     @field_validator("REDIS_URL")
@@ -169,12 +227,9 @@ class Settings(JWTValidationSettings, NotificationSettings):
 
     @property
     def token_key_problem(self) -> str | None:
-        """Why no token can be verified; None where they can."""
-        try:
-            self.get_jwt_verification_key()
-        except HuleEduError as error:
-            return f"{error.error_detail.message}: without it every client is refused"
-        return None
+        """Why no token can be verified; None where they can, if the key server answers."""
+        problem = self.key_problem
+        return f"{problem}: without it every client is refused" if problem else None
 
     @property
     def longest_drain_s(self) -> float:
@@ -194,20 +249,42 @@ class Settings(JWTValidationSettings, NotificationSettings):
                 "WEBSOCKET_IDLE_TIMEOUT must be longer than WEBSOCKET_PING_INTERVAL, or healthy "
                 "connections are closed before their pong is due"
             )
+        found += [
+            f"CORS_ORIGINS has {entry!r}, which {why}"
+            for entry in self.CORS_ORIGINS
+            if (why := origin_problem(entry))
+        ]
+        found += [
+            f"WEBSOCKET_TRUSTED_PROXIES has {entry!r}, which {why}"
+            for entry in self.WEBSOCKET_TRUSTED_PROXIES
+            if (why := proxy_problem(entry))
+        ]
         if self.is_production:
-            secret = self.JWT_SECRET_KEY.get_secret_value() if self.JWT_SECRET_KEY else ""
-            if secret.lower() in WELL_KNOWN_SECRETS:
+            found += _secret_problems("JWT_SECRET_KEY", self.JWT_SECRET_KEY)
+            found += _secret_problems("JWT_SECRET_KEY_PREVIOUS", self.JWT_SECRET_KEY_PREVIOUS)
+            found += _secret_problems("INTERNAL_API_KEY", self.INTERNAL_API_KEY)
+            if self.JWT_JWKS_URL and is_exposed_url(self.JWT_JWKS_URL):
                 found.append(
-                    "JWT_SECRET_KEY is a well-known value: set it to at least 32 random bytes"
-                )
-            elif secret.strip() and len(secret.encode()) < MIN_SECRET_BYTES:
-                found.append(
-                    f"JWT_SECRET_KEY has fewer than {MIN_SECRET_BYTES} bytes: set it to at least "
-                    f"{MIN_SECRET_BYTES} random bytes"
+                    "JWT_JWKS_URL is not https: whoever is on the way can put in keys of their own"
                 )
             if not self.CORS_ORIGINS:
                 found.append(
                     "CORS_ORIGINS is empty: set it to the JSON list of origins that may connect, "
                     'for example ["https://app.example.org"]'
                 )
+            if ANY_ORIGIN in self.CORS_ORIGINS:
+                found.append(
+                    "CORS_ORIGINS has '*', which lets every page connect in its visitor's name: "
+                    "list the origins"
+                )
         return found
+
+
+def _secret_problems(variable: str, value: SecretStr | None) -> list[str]:
+    secret = value.get_secret_value() if value else ""
+    if secret.lower() in WELL_KNOWN_SECRETS:
+        return [f"{variable} is a well-known value: set it to at least 32 random bytes"]
+    if secret.strip() and len(secret.encode()) < MIN_SECRET_BYTES:
+        wanted = f"{MIN_SECRET_BYTES} random bytes"
+        return [f"{variable} has fewer than {MIN_SECRET_BYTES} bytes: set it to at least {wanted}"]
+    return []

@@ -1,11 +1,13 @@
 """One admitted connection: who it is, what waits for it, and why it ends."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NewType, Protocol
 from uuid import UUID
 
+from huleedu_service_libs.auth import JWTClaims
 from services.websocket_service.close_reasons import CloseReason
 from services.websocket_service.frames import Dialect
 from services.websocket_service.outbox import Outbox
@@ -39,7 +41,8 @@ class Connection:
     user_id: UserId
     dialect: Dialect
     correlation_id: UUID
-    expires_at: datetime
+    claims: JWTClaims
+    """Of the token that counts: the one it came with, or a later one of the same user."""
     peer: PeerProtocol
     outbox: Outbox
     closing: asyncio.Future[CloseReason]
@@ -47,6 +50,15 @@ class Connection:
     """The event loop's time in seconds, as all others here."""
     last_written_at: float
     last_pinged_at: float
+    notice_at: datetime | None = None
+    """When the client is told that its token is about to expire; None once it has been."""
+    on_renewed: Callable[[], None] | None = None
+
+    def renew(self, claims: JWTClaims) -> None:
+        """Let a new token of the same user take the place of the old one."""
+        self.claims = claims
+        if self.on_renewed is not None:
+            self.on_renewed()
 
     def close(self, reason: CloseReason) -> None:
         """Ask for the end; what was asked for first stands."""

@@ -1,5 +1,6 @@
 """The one place that names concrete classes."""
 
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -15,25 +16,58 @@ from prometheus_client import (
 from quart_dishka import QuartProvider
 
 from common_core.timestamps import utc_now
+from huleedu_service_libs.auth import TokenVerifier
+from huleedu_service_libs.connection_control import ConnectionControl
+from huleedu_service_libs.connection_leases import ConnectionLeases
 from huleedu_service_libs.observability import exports_spans, get_tracer
 from huleedu_service_libs.redis_client import RedisClient
+from huleedu_service_libs.tickets import TicketStore
+from huleedu_service_libs.token_revocations import TokenRevocations
+from services.websocket_service.address_limits import AddressLimits
+from services.websocket_service.admission import AdmissionPolicy
+from services.websocket_service.client_address import TrustedProxies
 from services.websocket_service.config import Settings
 from services.websocket_service.exchange import ExchangeTerms, SessionLimits
 from services.websocket_service.hub import ConnectionHub, HubLimits
 from services.websocket_service.implementations.backplane import RedisBackplane
+from services.websocket_service.implementations.connection_places import ConnectionPlaces
+from services.websocket_service.implementations.control_listener import ControlListener
+from services.websocket_service.implementations.internal_control import (
+    LeasedPresence,
+    RedisDisconnecting,
+    RedisRevoking,
+)
+from services.websocket_service.implementations.internal_publishing import (
+    RedisKeptHistory,
+    RedisPublisher,
+)
 from services.websocket_service.implementations.jwt_validator import JWTValidator
 from services.websocket_service.implementations.message_listener import MessageListener
+from services.websocket_service.implementations.ticket_office import TicketOffice
+from services.websocket_service.internal_api.authentication import ApiKey
+from services.websocket_service.internal_api.protocols import (
+    DisconnectingProtocol,
+    KeptHistoryProtocol,
+    PresenceProtocol,
+    PublisherProtocol,
+    RevokingProtocol,
+)
 from services.websocket_service.keeper import ConnectionKeeper, KeeperIntervals
+from services.websocket_service.live_control import LiveControl
 from services.websocket_service.metrics import OwnMetrics, ServiceCollector
 from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.protocols import (
     BackplaneHealthProtocol,
     BackplaneProtocol,
     JWTValidatorProtocol,
+    LeasesProtocol,
     MessageListenerProtocol,
     MetricsProtocol,
+    RevocationsProtocol,
+    TicketsProtocol,
 )
 from services.websocket_service.publication import Publication
+from services.websocket_service.rate_limit import TokenBucket
 from services.websocket_service.session import SessionServer
 from services.websocket_service.workers.supervisor_link import SupervisorLink
 
@@ -93,7 +127,6 @@ class ServiceProvider(Provider):
         return ConnectionHub(
             HubLimits(
                 max_connections=settings.WEBSOCKET_MAX_CONNECTIONS,
-                max_connections_per_user=settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER,
                 outbox_max_bytes=settings.WEBSOCKET_OUTBOX_MAX_BYTES,
                 outbox_max_frames=settings.WEBSOCKET_OUTBOX_MAX_FRAMES,
                 outboxes_max_bytes=settings.WEBSOCKET_OUTBOXES_MAX_BYTES,
@@ -107,13 +140,118 @@ class ServiceProvider(Provider):
             KeeperIntervals(
                 ping_interval_s=settings.WEBSOCKET_PING_INTERVAL,
                 idle_timeout_s=settings.WEBSOCKET_IDLE_TIMEOUT,
+                expiry_notice_s=settings.WEBSOCKET_TOKEN_EXPIRY_NOTICE,
+                grace_period_s=settings.WEBSOCKET_TOKEN_GRACE_PERIOD,
+                leeway_s=settings.JWT_LEEWAY_SECONDS,
             ),
             utc_now=utc_now,
         )
 
     @provide
-    def validator(self, settings: Settings) -> JWTValidatorProtocol:
-        return JWTValidator(settings, service=settings.SERVICE_NAME)
+    async def verifier(self, settings: Settings) -> AsyncIterator[TokenVerifier]:
+        async with TokenVerifier(settings, service=settings.SERVICE_NAME) as verifier:
+            yield verifier
+
+    @provide
+    def validator(self, verifier: TokenVerifier) -> JWTValidatorProtocol:
+        return JWTValidator(verifier)
+
+    @provide
+    def origins(self, settings: Settings) -> AllowedOrigins:
+        return AllowedOrigins(
+            settings.CORS_ORIGINS, allow_missing=settings.WEBSOCKET_ALLOW_MISSING_ORIGIN
+        )
+
+    @provide
+    def proxies(self, settings: Settings) -> TrustedProxies:
+        return TrustedProxies(settings.WEBSOCKET_TRUSTED_PROXIES)
+
+    @provide
+    def addresses(self, settings: Settings) -> AddressLimits:
+        return AddressLimits(
+            rate=settings.WEBSOCKET_ADDRESS_HANDSHAKES_PER_SECOND,
+            burst=settings.WEBSOCKET_ADDRESS_HANDSHAKE_BURST,
+            clock=time.monotonic,
+        )
+
+    @provide
+    def admission(
+        self,
+        settings: Settings,
+        hub: ConnectionHub,
+        addresses: AddressLimits,
+        origins: AllowedOrigins,
+    ) -> AdmissionPolicy:
+        return AdmissionPolicy(
+            service=settings.SERVICE_NAME,
+            hub=hub,
+            handshakes=TokenBucket(
+                rate=settings.WEBSOCKET_MAX_HANDSHAKES_PER_SECOND,
+                burst=settings.WEBSOCKET_HANDSHAKE_BURST,
+                clock=time.monotonic,
+            ),
+            addresses=addresses,
+            origins=origins,
+        )
+
+    @provide
+    async def connection_leases(
+        self, settings: Settings, client: RedisClient
+    ) -> AsyncIterator[ConnectionLeases]:
+        async with ConnectionLeases(
+            client,
+            channel_prefix=settings.REDIS_CHANNEL_PREFIX,
+            duration_s=settings.WEBSOCKET_LEASE_DURATION,
+            timeout_s=settings.REDIS_TIMEOUT,
+        ) as leases:
+            yield leases
+
+    @provide
+    def places(self, settings: Settings, leases: ConnectionLeases) -> LeasesProtocol:
+        return ConnectionPlaces(leases, settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER)
+
+    @provide
+    def tickets(self, settings: Settings, client: RedisClient) -> TicketsProtocol:
+        return TicketOffice(
+            TicketStore(
+                client,
+                channel_prefix=settings.REDIS_CHANNEL_PREFIX,
+                lifetime_s=settings.WEBSOCKET_TICKET_LIFETIME,
+            )
+        )
+
+    @provide
+    def connection_control(self, settings: Settings, client: RedisClient) -> ConnectionControl:
+        return ConnectionControl(client, channel_prefix=settings.REDIS_CHANNEL_PREFIX)
+
+    @provide
+    def token_revocations(self, settings: Settings, client: RedisClient) -> TokenRevocations:
+        return TokenRevocations(
+            client,
+            channel_prefix=settings.REDIS_CHANNEL_PREFIX,
+            retention_s=settings.WEBSOCKET_REVOCATION_RETENTION,
+            service=settings.SERVICE_NAME,
+        )
+
+    @provide
+    async def revocations(
+        self,
+        settings: Settings,
+        backplane: BackplaneProtocol,
+        control: ConnectionControl,
+        revocations: TokenRevocations,
+        hub: ConnectionHub,
+    ) -> AsyncIterator[RevocationsProtocol]:
+        live = LiveControl(hub)
+        async with ControlListener(
+            backplane,
+            control.channel,
+            revocations,
+            on_revoked=live.on_revoked,
+            on_disconnect=live.on_disconnect,
+            patience_s=settings.REDIS_TIMEOUT,
+        ) as listener:
+            yield listener
 
     @provide
     def listener(self, hub: ConnectionHub, backplane: BackplaneProtocol) -> MessageListenerProtocol:
@@ -138,6 +276,8 @@ class ServiceProvider(Provider):
         limits: SessionLimits,
         hub: ConnectionHub,
         listener: MessageListenerProtocol,
+        validator: JWTValidatorProtocol,
+        revocations: RevocationsProtocol,
         tracer: Tracer,
     ) -> ExchangeTerms:
         return ExchangeTerms(
@@ -145,30 +285,38 @@ class ServiceProvider(Provider):
             limits=limits,
             hub=hub,
             listener=listener,
+            validator=validator,
+            revocations=revocations,
             tracer=tracer,
         )
 
     @provide
     def sessions(
         self,
-        settings: Settings,
         terms: ExchangeTerms,
-        validator: JWTValidatorProtocol,
+        admission: AdmissionPolicy,
+        leases: LeasesProtocol,
+        tickets: TicketsProtocol,
         backplane: BackplaneProtocol,
         keeper: ConnectionKeeper,
     ) -> SessionServer:
         return SessionServer(
             terms=terms,
-            origins=AllowedOrigins(settings.CORS_ORIGINS),
-            validator=validator,
+            admission=admission,
+            leases=leases,
+            tickets=tickets,
             backplane=backplane,
             keeper=keeper,
         )
 
     @provide
-    def metrics_registry(self, hub: ConnectionHub, client: RedisClient) -> CollectorRegistry:
+    def metrics_registry(
+        self, hub: ConnectionHub, client: RedisClient, verifier: TokenVerifier
+    ) -> CollectorRegistry:
         registry = CollectorRegistry()
-        registry.register(ServiceCollector(hub.statistics, client.subscription_statistics))
+        registry.register(
+            ServiceCollector(hub.statistics, client.subscription_statistics, verifier.statistics)
+        )
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -186,8 +334,44 @@ class ServiceProvider(Provider):
             yield self._supervisor
 
 
+class InternalApiProvider(Provider):
+    """What `/internal/v1` needs; asked for only where a key is configured."""
+
+    scope = Scope.APP
+
+    @provide
+    def api_key(self, settings: Settings) -> ApiKey:
+        if settings.INTERNAL_API_KEY is None:
+            raise RuntimeError("without INTERNAL_API_KEY there is no internal API")
+        return ApiKey(settings.INTERNAL_API_KEY)
+
+    @provide
+    def publisher(self, client: RedisClient) -> PublisherProtocol:
+        return RedisPublisher(client)
+
+    @provide
+    def kept_history(self, settings: Settings, client: RedisClient) -> KeptHistoryProtocol:
+        return RedisKeptHistory(client, timeout_s=settings.REDIS_TIMEOUT)
+
+    @provide
+    def presence(self, settings: Settings, leases: ConnectionLeases) -> PresenceProtocol:
+        return LeasedPresence(leases, timeout_s=settings.REDIS_TIMEOUT)
+
+    @provide
+    def disconnecting(
+        self, settings: Settings, control: ConnectionControl
+    ) -> DisconnectingProtocol:
+        return RedisDisconnecting(control, timeout_s=settings.REDIS_TIMEOUT)
+
+    @provide
+    def revoking(self, settings: Settings, revocations: TokenRevocations) -> RevokingProtocol:
+        return RedisRevoking(revocations, timeout_s=settings.REDIS_TIMEOUT)
+
+
 def create_container(
     settings: Settings, *, supervisor: SupervisorLink | None = None
 ) -> AsyncContainer:
     """Everything that the routes ask for; one of several workers has a supervisor."""
-    return make_async_container(ServiceProvider(settings, supervisor), QuartProvider())
+    return make_async_container(
+        ServiceProvider(settings, supervisor), InternalApiProvider(), QuartProvider()
+    )

@@ -9,7 +9,7 @@ from typing import Final
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from common_core.error_enums import ErrorCode
-from huleedu_service_libs.error_handling import create_error_detail_with_context
+from huleedu_service_libs.error_handling import HuleEduError, create_error_detail_with_context
 from huleedu_service_libs.logging_utils import create_service_logger
 from huleedu_service_libs.observability import extract_trace_context
 from services.websocket_service import frames
@@ -18,20 +18,27 @@ from services.websocket_service.close_reasons import (
     CLIENT_CLOSED,
     CLIENT_GONE,
     DEFECT,
+    OTHER_USER,
     PROTOCOL_VIOLATION,
     RATE_LIMITED,
     SLOW_CONSUMER,
+    TOKEN_REVOKED,
+    TRY_LATER,
     VIOLATIONS,
     CloseReason,
+    reason_for,
 )
 from services.websocket_service.connection import Connection
 from services.websocket_service.continuity import Opening
-from services.websocket_service.frames import Dialect, InvalidFrame
+from services.websocket_service.frames import Authenticate, Dialect, InvalidFrame, Ping
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.outbound import OutboundFrame, joined
 from services.websocket_service.protocols import (
+    BackplaneUnavailableError,
+    JWTValidatorProtocol,
     MessageListenerProtocol,
     PayloadsProtocol,
+    RevocationsProtocol,
     SocketProtocol,
 )
 from services.websocket_service.rate_limit import TokenBucket
@@ -63,6 +70,8 @@ class ExchangeTerms:
     limits: SessionLimits
     hub: ConnectionHub
     listener: MessageListenerProtocol
+    validator: JWTValidatorProtocol
+    revocations: RevocationsProtocol
     tracer: Tracer
 
 
@@ -72,7 +81,16 @@ class Exchange:
     It is the socket's listener, and the consumer of the connection's outbox.
     """
 
-    __slots__ = ("_bucket", "_connection", "_is_behind", "_loop", "_socket", "_stall", "_terms")
+    __slots__ = (
+        "_bucket",
+        "_connection",
+        "_is_behind",
+        "_loop",
+        "_renewal",
+        "_socket",
+        "_stall",
+        "_terms",
+    )
 
     def __init__(
         self, terms: ExchangeTerms, socket: SocketProtocol, connection: Connection
@@ -88,6 +106,7 @@ class Exchange:
         )
         self._is_behind = False
         self._stall: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.Task[None] | None = None
         connection.outbox.on_offer = self._flush
         socket.listen(self)
 
@@ -111,8 +130,10 @@ class Exchange:
             connection.outbox.on_offer = _nobody
             if self._stall is not None:
                 self._stall.cancel()
-            listening.cancel()
-            await asyncio.wait([listening])
+            tasks = [listening] if self._renewal is None else [listening, self._renewal]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         return reason
 
     def _listened(self, listening: asyncio.Task[CloseReason]) -> None:
@@ -134,7 +155,7 @@ class Exchange:
                 heartbeat_ms=round(self._terms.limits.heartbeat_s * 1000),
                 cursor=opening.cursor,
                 resumed=opening.resumed,
-                token_expires_at=connection.expires_at,
+                token_expires_at=connection.claims.expires_at,
             )
         )
         if opening.resync is not None:
@@ -246,20 +267,69 @@ class Exchange:
         # A client may ask several things at once: the answers leave together.
         self._connection.outbox.hold()
         self._loop.call_soon(self._connection.outbox.release)
-        parsed = frames.parse_client_frame(text)
-        if not isinstance(parsed, InvalidFrame):
-            self._offer(frames.pong(parsed.nonce))
-            return
+        match frames.parse_client_frame(text):
+            case Ping(nonce):
+                self._offer(frames.pong(nonce))
+            case Authenticate(token):
+                self._authenticate(token)
+            case InvalidFrame(field, message):
+                self._refuse(ErrorCode.VALIDATION_ERROR, message, field=field)
+
+    def _refuse(self, code: ErrorCode, message: str, **details: str) -> None:
+        """Answer a client's frame with an error; the connection stays."""
         detail = create_error_detail_with_context(
-            ErrorCode.VALIDATION_ERROR,
-            parsed.message,
+            code,
+            message,
             self._terms.service,
             "client_frame",
             self._connection.correlation_id,
-            details={"field": parsed.field},
+            details=details,
             capture_stack=False,
         )
         self._offer(frames.error(detail))
+
+    # Another token
+
+    def _authenticate(self, token: str) -> None:
+        if self._renewal is not None and not self._renewal.done():
+            self._refuse(ErrorCode.RATE_LIMIT, "One 'authenticate' at a time: wait for the answer")
+            return
+        self._renewal = asyncio.create_task(self._renew(token))
+        self._renewal.add_done_callback(self._renewed)
+
+    def _renewed(self, renewal: asyncio.Task[None]) -> None:
+        if not renewal.cancelled() and renewal.exception() is not None:
+            logger.error("renewal failed", exc_info=renewal.exception())
+            self._connection.close(DEFECT)
+
+    async def _renew(self, token: str) -> None:
+        """Let a token that is as good as the first one take its place; any other is the end."""
+        connection, terms = self._connection, self._terms
+        result = "unverifiable"
+        try:
+            claims = await terms.validator.validate(token, connection.correlation_id)
+            if claims.subject != connection.user_id:
+                result = "other_user"
+                connection.close(OTHER_USER)
+            elif await terms.revocations.is_revoked(claims):
+                result = "token_revoked"
+                connection.close(TOKEN_REVOKED)
+            else:
+                result = "refreshed"
+                connection.renew(claims)
+                self._offer(frames.token_refreshed(claims.expires_at))
+        except BackplaneUnavailableError:
+            self._refuse(ErrorCode.CONNECTION_ERROR, TRY_LATER.message)
+        except HuleEduError as error:
+            reason = reason_for(error)
+            if reason.code == TRY_LATER.code:
+                # Ours to mend. The token that the connection has still counts.
+                self._refuse(ErrorCode.CONNECTION_ERROR, TRY_LATER.message)
+            else:
+                result = reason.why or result
+                connection.close(reason)
+        finally:
+            terms.hub.counts.token_renewals[result] += 1
 
 
 def _nobody() -> None:

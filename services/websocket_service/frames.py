@@ -1,7 +1,7 @@
 """The v1 dialect's frames: what the server writes, and what it makes of the client's."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -34,6 +34,13 @@ class Ping:
     """A client's `ping`; `nonce` is any JSON value."""
 
     nonce: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """A client's `authenticate`."""
+
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,21 @@ def heartbeat(at: datetime) -> str:
     return _frame("heartbeat", at=at.isoformat())
 
 
+def token_expiring(expires_in_ms: int) -> str:
+    """Time to send `authenticate` with a new token."""
+    return _frame("token_expiring", expires_in_ms=expires_in_ms)
+
+
+def token_refreshed(token_expires_at: datetime) -> str:
+    """The answer to `authenticate`."""
+    return _frame("token_refreshed", token_expires_at=token_expires_at.isoformat())
+
+
+def going_away(reconnect_after_ms: int) -> str:
+    """The server drains; each connection has a delay of its own."""
+    return _frame("going_away", reconnect_after_ms=reconnect_after_ms)
+
+
 def pong(nonce: Any) -> str:
     """The answer to `ping`."""
     return _frame("pong", nonce=nonce)
@@ -85,7 +107,7 @@ def error(detail: ErrorDetail) -> str:
     return _frame("error", **public_error_body(detail))
 
 
-def parse_client_frame(text: str) -> Ping | InvalidFrame:
+def parse_client_frame(text: str) -> Ping | Authenticate | InvalidFrame:
     """What a client's text asks for."""
     try:
         frame = strict_json.loads(text)
@@ -95,13 +117,28 @@ def parse_client_frame(text: str) -> Ping | InvalidFrame:
         return InvalidFrame("frame", "Expected one JSON object")
     if "type" not in frame:
         return InvalidFrame("type", "Field 'type' is missing")
-    if frame["type"] != "ping":
-        return InvalidFrame("type", "Unknown type: this server understands 'ping'")
+    match frame["type"]:
+        case "ping":
+            return _ping(frame)
+        case "authenticate":
+            return _authenticate(frame)
+    return InvalidFrame("type", "Unknown type: this server understands 'authenticate' and 'ping'")
+
+
+def _ping(frame: dict[str, Any]) -> Ping | InvalidFrame:
     if "nonce" not in frame:
         return InvalidFrame("nonce", "Field 'nonce' is missing")
     if not _fits_nonce(frame["nonce"]):
         return InvalidFrame("nonce", f"Field 'nonce' must be JSON of {MAX_NONCE_BYTES} bytes")
     return Ping(frame["nonce"])
+
+
+def _authenticate(frame: dict[str, Any]) -> Authenticate | InvalidFrame:
+    if "token" not in frame:
+        return InvalidFrame("token", "Field 'token' is missing")
+    if not isinstance(frame["token"], str) or not frame["token"]:
+        return InvalidFrame("token", "Field 'token' must be a JWT")
+    return Authenticate(frame["token"])
 
 
 def _fits_nonce(nonce: Any) -> bool:

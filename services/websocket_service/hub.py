@@ -6,14 +6,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from types import MappingProxyType
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
+from huleedu_service_libs.auth import JWTClaims
 from huleedu_service_libs.error_handling import (
     raise_connection_error,
-    raise_quota_exceeded,
     raise_service_unavailable,
 )
 from services.websocket_service.close_reasons import DRAINING, SLOW_CONSUMER, CloseReason
@@ -23,6 +22,7 @@ from services.websocket_service.connection import (
     PeerProtocol,
     UserId,
 )
+from services.websocket_service.connection_ids import new_connection_id
 from services.websocket_service.frames import Dialect
 from services.websocket_service.histogram import Histogram, HistogramSnapshot
 from services.websocket_service.outbound import OutboundFrame
@@ -37,7 +37,6 @@ class HubLimits:
     """How much this process admits and keeps waiting."""
 
     max_connections: int
-    max_connections_per_user: int
     outbox_max_bytes: int
     outbox_max_frames: int
     outboxes_max_bytes: int
@@ -57,6 +56,7 @@ class HubStatistics:
     closed: MappingProxyType[int, int]
     refused: MappingProxyType[str, int]
     token_checks: MappingProxyType[str, int]
+    token_renewals: MappingProxyType[str, int]
     deliveries: int
     delivered_bytes: int
     undeliverable: int
@@ -73,6 +73,7 @@ class _Counts:
     closed: Counter[int] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     token_checks: Counter[str] = field(default_factory=Counter)
+    token_renewals: Counter[str] = field(default_factory=Counter)
     deliveries: int = 0
     delivered_bytes: int = 0
     undeliverable: int = 0
@@ -88,7 +89,7 @@ class ConnectionHub:
         self._limits = limits
         self._service = service
         self._connections: dict[ConnectionId, Connection] = {}
-        self._per_user: defaultdict[UserId, int] = defaultdict(int)
+        self._by_user: defaultdict[UserId, list[Connection]] = defaultdict(list)
         self._sessions = 0
         self._draining = False
         self._quiet = asyncio.Event()
@@ -111,6 +112,14 @@ class ConnectionHub:
     def connections(self) -> tuple[Connection, ...]:
         """Those that are there now."""
         return tuple(self._connections.values())
+
+    def connections_of(self, user_id: UserId) -> tuple[Connection, ...]:
+        """Those of one user."""
+        return tuple(self._by_user.get(user_id, ()))
+
+    def connection(self, connection_id: ConnectionId) -> Connection | None:
+        """None where it is not here."""
+        return self._connections.get(connection_id)
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
@@ -139,34 +148,21 @@ class ConnectionHub:
     def admit(
         self,
         *,
-        user_id: UserId,
+        claims: JWTClaims,
         dialect: Dialect,
-        expires_at: datetime,
         correlation_id: UUID,
         peer: PeerProtocol,
     ) -> Iterator[Connection]:
-        """Hold a place for one connection of the user.
-
-        Raises HuleEduError as `check_node` does, and QUOTA_EXCEEDED when the user has too many.
-        """
+        """Hold a place for one connection; raises HuleEduError as `check_node` does."""
         self.check_node(correlation_id)
-        limit = self._limits.max_connections_per_user
-        if self._per_user[user_id] >= limit:
-            raise_quota_exceeded(
-                self._service,
-                "admit",
-                "connections_per_user",
-                limit,
-                f"More than {limit} connections",
-                correlation_id,
-            )
+        user_id = UserId(claims.subject)
         loop = asyncio.get_running_loop()
         connection = Connection(
-            id=ConnectionId(uuid4().hex),
+            id=new_connection_id(),
             user_id=user_id,
             dialect=dialect,
             correlation_id=correlation_id,
-            expires_at=expires_at,
+            claims=claims,
             peer=peer,
             outbox=Outbox(
                 max_bytes=self._limits.outbox_max_bytes,
@@ -180,15 +176,15 @@ class ConnectionHub:
             last_pinged_at=math.inf,
         )
         self._connections[connection.id] = connection
-        self._per_user[user_id] += 1
+        self._by_user[user_id].append(connection)
         try:
             yield connection
         finally:
             connection.outbox.clear()
             del self._connections[connection.id]
-            self._per_user[user_id] -= 1
-            if not self._per_user[user_id]:
-                del self._per_user[user_id]
+            self._by_user[user_id].remove(connection)
+            if not self._by_user[user_id]:
+                del self._by_user[user_id]
 
     async def drain(self, reason: CloseReason = DRAINING, *, timeout_s: float) -> None:
         """Refuse newcomers, end every connection, and return once all sockets are released.
@@ -227,7 +223,7 @@ class ConnectionHub:
         counts = self.counts
         return HubStatistics(
             connections=len(self._connections),
-            users=len(self._per_user),
+            users=len(self._by_user),
             handshakes=self._sessions - len(self._connections),
             waiting_bytes=self._budget.used_bytes,
             draining=self._draining,
@@ -235,6 +231,7 @@ class ConnectionHub:
             closed=MappingProxyType(dict(counts.closed)),
             refused=MappingProxyType(dict(counts.refused)),
             token_checks=MappingProxyType(dict(counts.token_checks)),
+            token_renewals=MappingProxyType(dict(counts.token_renewals)),
             deliveries=counts.deliveries,
             delivered_bytes=counts.delivered_bytes,
             undeliverable=counts.undeliverable,

@@ -69,6 +69,7 @@ _Send = Callable[[ASGISendEvent | None], Awaitable[None]]
 
 WIRE_EXTENSION: Final = "huleedu.wire"
 _LISTS: Final = frozenset({b"sec-websocket-protocol", b"sec-websocket-extensions"})
+_LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
 # 16 bytes in base64 (RFC 6455, section 4.1).
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
@@ -207,6 +208,18 @@ class TunedH11Protocol(H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Hypercorn's own looks for HTTP/2 here."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Refuse a request that says twice where it ends, and what may be hidden behind it.
+
+        A proxy that reads the other of the two takes the rest for a request of somebody else's
+        (RFC 9112, section 6.1). h11 would go on with it.
+        """
+        if {name for name, _ in request.headers} >= _LENGTHS:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        await super()._create_stream(request)
 
 
 class _ApplicationTasks:

@@ -12,6 +12,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from huleedu_service_libs.auth import KeyStatistics
 from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
 from services.websocket_service.histogram import HistogramSnapshot
 from services.websocket_service.hub import ConnectionHub, HubStatistics
@@ -40,14 +41,17 @@ class ServiceCollector(Collector):
         self,
         connections: Callable[[], HubStatistics],
         subscriptions: Callable[[], SubscriptionStatistics],
+        keys: Callable[[], KeyStatistics],
     ) -> None:
         self._connections = connections
         self._subscriptions = subscriptions
+        self._keys = keys
 
     def collect(self) -> Iterable[Metric]:
         """One family after the other."""
         yield from _connection_metrics(self._connections())
         yield from _subscription_metrics(self._subscriptions())
+        yield from _key_metrics(self._keys())
 
 
 def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:
@@ -62,6 +66,9 @@ def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:
     yield _counters("websocket_connections_closed", "Connections closed", "code", hub.closed)
     yield _counters("websocket_handshakes_refused", "Handshakes refused", "reason", hub.refused)
     yield _counters("websocket_token_checks", "Tokens checked", "result", hub.token_checks)
+    yield _counters(
+        "websocket_token_renewals", "Tokens sent on open connections", "result", hub.token_renewals
+    )
     yield _counter("websocket_deliveries", "Payloads written to a connection", hub.deliveries)
     yield _counter("websocket_delivered_bytes", "Bytes of those payloads", hub.delivered_bytes)
     yield _counter(
@@ -99,7 +106,11 @@ def _subscription_metrics(hub: SubscriptionStatistics) -> Iterable[Metric]:
         hub.times_deaf,
     )
     yield _gauge("websocket_subscribed_channels", "Channels wanted from Redis", hub.channels)
-    yield _gauge("websocket_subscriptions", "Connections that want them", hub.subscriptions)
+    yield _gauge(
+        "websocket_subscriptions",
+        "Connections that want them, and one for what is said to all processes",
+        hub.subscriptions,
+    )
     yield _counter("websocket_redis_messages", "Payloads received from Redis", hub.messages)
     yield _counter(
         "websocket_redis_connections_opened",
@@ -110,6 +121,20 @@ def _subscription_metrics(hub: SubscriptionStatistics) -> Iterable[Metric]:
         "websocket_subscription_overflows",
         "Connections that took payloads too slowly from the reader",
         hub.overflows,
+    )
+
+
+def _key_metrics(keys: KeyStatistics) -> Iterable[Metric]:
+    yield _gauge("websocket_token_keys", "Keys that tokens are verified with", keys.keys)
+    if keys.age_s is not None:
+        yield _gauge(
+            "websocket_key_set_age_seconds", "Since the key server's last answer", keys.age_s
+        )
+    yield _counters(
+        "websocket_key_set_fetches",
+        "Times that the key server was asked",
+        "result",
+        {"succeeded": keys.fetches_succeeded, "failed": keys.fetches_failed},
     )
 
 

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 from uuid import UUID
 
+from huleedu_service_libs.admission import Admission
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
 from huleedu_service_libs.history_pages import HistoryPage, Unproven
 from huleedu_service_libs.notification_ids import NotificationId
@@ -17,13 +18,67 @@ from services.websocket_service.outbound import OutboundFrame
 class JWTValidatorProtocol(Protocol):
     """Turns a token into what it proves."""
 
-    def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
-        """Raises HuleEduError: AUTHENTICATION_ERROR, or CONFIGURATION_ERROR for want of a key."""
+    @property
+    def problem(self) -> str | None:
+        """Why no token can be verified now; None where they can."""
+        ...
+
+    async def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
+        """Raises HuleEduError.
+
+        AUTHENTICATION_ERROR is the client's fault; for want of a key it is ours:
+        CONFIGURATION_ERROR or CONNECTION_ERROR.
+        """
         ...
 
 
 class BackplaneUnavailableError(Exception):
     """The backplane does not answer, or refuses."""
+
+
+class LeasesProtocol(Protocol):
+    """Counts each user's connections over all processes."""
+
+    @property
+    def limit(self) -> int:
+        """How many a user may have."""
+        ...
+
+    async def acquire(self, user_id: str, connection_id: str) -> Admission:
+        """Take one of the user's places; raises BackplaneUnavailableError."""
+        ...
+
+    def release(self, user_id: str, connection_id: str) -> None:
+        """Give it back, or what may have been taken by an `acquire` that failed."""
+        ...
+
+
+class RevocationsProtocol(Protocol):
+    """Which tokens count no more."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all are known that there are, as far as can be told."""
+        ...
+
+    async def is_revoked(self, claims: JWTClaims) -> bool:
+        """Waits until it can be known, for a while.
+
+        Raises BackplaneUnavailableError where it still can't be.
+        """
+        ...
+
+
+class TicketsProtocol(Protocol):
+    """Stand-ins for tokens, each good for one handshake. All raise BackplaneUnavailableError."""
+
+    async def issue(self, claims: JWTClaims) -> str:
+        """A new ticket for who the claims speak of."""
+        ...
+
+    async def redeem(self, ticket: str) -> JWTClaims | None:
+        """What it was issued for, once; None for one that is unknown, used or too old."""
+        ...
 
 
 class PayloadsProtocol(Protocol):

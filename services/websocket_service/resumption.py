@@ -26,10 +26,11 @@ async def open_history(
     if isinstance(found, HistoryPage):
         return Opening(cursor, found.newest, missed=found)
     newest = found.newest or await backplane.newest(user_id)
-    return Opening(newest, newest, resync=_reason(found, cursor))
+    return Opening(newest, newest, resync=resync_reason(found, cursor))
 
 
-def _reason(found: Unproven, cursor: NotificationId) -> ResyncReason:
+def resync_reason(found: Unproven, cursor: NotificationId) -> ResyncReason:
+    """Why what followed the cursor can't be told."""
     if found.loss is Loss.TRIMMED:
         return ResyncReason.HISTORY_TRIMMED
     if found.newest is None or offset_of(found.newest) < offset_of(cursor):

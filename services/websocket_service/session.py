@@ -1,54 +1,60 @@
 """The life of a WebSocket, from the upgrade to the one reason for its end.
 
-Upgrade, origin, credential, admission, subscription (acknowledged by Redis), the place in the
-user's history, then the answer to the upgrade: a client that sees the connection open misses
-nothing that is published from then on. What was acquired is released in reverse order before the
-close frame is written, so that a peer which takes its time holds nothing but its own socket.
+Upgrade, admission by node, address and origin, credential, one of the user's places, subscription
+(acknowledged by Redis), the place in the user's history, then the answer to the upgrade: a client
+that sees the connection open misses nothing that is published from then on. What was acquired is
+released in reverse order before the close frame is written, so that a peer which takes its time
+holds nothing but its own socket.
 """
 
 import asyncio
 import contextlib
 import random
 from collections.abc import Iterator
-from datetime import datetime
+from typing import NoReturn
 
 import structlog
 from opentelemetry.trace import Span
 
 from common_core.error_enums import ErrorCode
 from common_core.models.error_models import ErrorDetail
+from huleedu_service_libs.admission import Admission
+from huleedu_service_libs.auth import JWTClaims
 from huleedu_service_libs.error_handling import (
     HuleEduError,
     create_error_detail_with_context,
     raise_authentication_error,
-    raise_authorization_error,
+    raise_connection_error,
+    raise_quota_exceeded,
 )
 from huleedu_service_libs.logging_utils import create_service_logger
 from huleedu_service_libs.observability import trace_operation, use_trace_context
 from services.websocket_service import frames
+from services.websocket_service.admission import FLOODS, AdmissionPolicy
 from services.websocket_service.close_reasons import (
     CLIENT_CLOSED,
     CLIENT_GONE,
     DEFECT,
-    TOKEN_EXPIRED,
+    DRAINING,
+    TOKEN_REVOKED,
     TRY_LATER,
     CloseReason,
     Reconnect,
     reason_for,
     reason_text,
 )
-from services.websocket_service.connection import Connection, UserId
+from services.websocket_service.connection import Connection
 from services.websocket_service.continuity import Opening
 from services.websocket_service.exchange import Exchange, ExchangeTerms
 from services.websocket_service.frames import Dialect
 from services.websocket_service.keeper import ConnectionKeeper
-from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.outbound import OutboundFrame
 from services.websocket_service.protocols import (
     BackplaneProtocol,
     BackplaneUnavailableError,
-    JWTValidatorProtocol,
+    LeasesProtocol,
     SocketProtocol,
+    TicketsProtocol,
 )
 from services.websocket_service.resumption import open_history
 from services.websocket_service.upgrade import Upgrade
@@ -65,8 +71,9 @@ class SessionServer:
         self,
         *,
         terms: ExchangeTerms,
-        origins: AllowedOrigins,
-        validator: JWTValidatorProtocol,
+        admission: AdmissionPolicy,
+        leases: LeasesProtocol,
+        tickets: TicketsProtocol,
         backplane: BackplaneProtocol,
         keeper: ConnectionKeeper,
     ) -> None:
@@ -75,8 +82,11 @@ class SessionServer:
         self._limits = terms.limits
         self._hub = terms.hub
         self._tracer = terms.tracer
-        self._origins = origins
-        self._validator = validator
+        self._validator = terms.validator
+        self._revocations = terms.revocations
+        self._admission = admission
+        self._leases = leases
+        self._tickets = tickets
         self._backplane = backplane
         self._keeper = keeper
 
@@ -111,8 +121,10 @@ class SessionServer:
     def _refused(self, reason: CloseReason, detail: ErrorDetail) -> None:
         why = detail.details.get("reason", detail.error_code.value.lower())
         self._hub.counts.refused[str(why)] += 1
-        # Theirs to mend, or a drain: a line. Ours: somebody's attention.
+        # Theirs to mend, or a drain: a line. Ours: somebody's attention. A flood: a number.
         write = logger.warning if reason.code == TRY_LATER.code else logger.info
+        if why in FLOODS:
+            write = logger.debug
         write("handshake refused", close_code=reason.code, reason=why, message=detail.message)
 
     async def _live(self, socket: SocketProtocol, upgrade: Upgrade, span: Span) -> CloseReason:
@@ -120,57 +132,71 @@ class SessionServer:
 
         Raises HuleEduError for a refusal.
         """
-        self._hub.check_node(upgrade.correlation_id)
-        if not self._origins.allow(upgrade.origin):
-            raise_authorization_error(
-                self._service,
-                "check_origin",
-                "Origin not allowed",
-                upgrade.correlation_id,
-                reason="origin_not_allowed",
-            )
-        user_id, expires_at = self._authenticate(upgrade)
+        self._admission.check(upgrade)
+        claims = await self._authenticate(upgrade)
         with self._hub.admit(
-            user_id=user_id,
+            claims=claims,
             dialect=upgrade.dialect,
-            expires_at=expires_at,
             correlation_id=upgrade.correlation_id,
             peer=socket,
         ) as connection:
             span.set_attribute("websocket.connection_id", connection.id)
-            channel = self._backplane.get_user_channel(user_id)
-            async with self._backplane.subscribe(channel) as payloads:
-                # Once subscribed: what is published from now on waits there.
-                opening = await self._history(connection, upgrade)
-                exchange = Exchange(self._terms, socket, connection)
-                if connection.closing.done():
-                    return connection.closing.result()
-                await socket.accept(upgrade.subprotocol)
-                with self._opened(connection), self._keeper.attending(connection):
-                    return await exchange.run(payloads, opening)
+            try:
+                await self._take_place(connection)
+                channel = self._backplane.get_user_channel(connection.user_id)
+                async with self._backplane.subscribe(channel) as payloads:
+                    # Once subscribed: what is published from now on waits there.
+                    opening = await self._history(connection, upgrade)
+                    # Whatever was revoked before Redis has answered this is known by now.
+                    await self._require_unrevoked(connection.claims, upgrade)
+                    exchange = Exchange(self._terms, socket, connection)
+                    if connection.closing.done():
+                        return connection.closing.result()
+                    await socket.accept(upgrade.subprotocol)
+                    with self._opened(connection), self._keeper.attending(connection):
+                        return await exchange.run(payloads, opening)
+            finally:
+                self._leases.release(connection.user_id, connection.id)
 
-    def _authenticate(self, upgrade: Upgrade) -> tuple[UserId, datetime]:
-        tokens = upgrade.credentials.tokens
+    async def _take_place(self, connection: Connection) -> None:
+        admission = await self._leases.acquire(connection.user_id, connection.id)
+        if admission is Admission.FULL_FOR_NOW:
+            raise_connection_error(
+                self._service,
+                "admit",
+                "connections_per_user",
+                "Connections are about to lapse",
+                connection.correlation_id,
+                reason="lapsing_connections",
+            )
+        if admission is Admission.FULL:
+            limit = self._leases.limit
+            raise_quota_exceeded(
+                self._service,
+                "admit",
+                "connections_per_user",
+                limit,
+                f"More than {limit} connections",
+                connection.correlation_id,
+            )
+
+    async def _require_unrevoked(self, claims: JWTClaims, upgrade: Upgrade) -> None:
+        if await self._revocations.is_revoked(claims):
+            raise_authentication_error(
+                self._service,
+                "authenticate",
+                TOKEN_REVOKED.message,
+                upgrade.correlation_id,
+                reason=TOKEN_REVOKED.why,
+            )
+
+    async def _authenticate(self, upgrade: Upgrade) -> JWTClaims:
         result = "unverifiable"
         with trace_operation(self._tracer, "websocket.validate_token") as span:
             try:
-                if upgrade.credentials.conflicting:
-                    raise_authentication_error(
-                        self._service,
-                        "authenticate",
-                        "Two different credentials",
-                        upgrade.correlation_id,
-                        reason="conflicting_credentials",
-                    )
-                if not tokens:
-                    raise_authentication_error(
-                        self._service,
-                        "authenticate",
-                        "Missing token",
-                        upgrade.correlation_id,
-                        reason="missing_token",
-                    )
-                claims = self._validator.validate(tokens[0], upgrade.correlation_id)
+                claims = await self._claims(upgrade)
+                # First, so that nothing of the user's is spent on it.
+                await self._require_unrevoked(claims, upgrade)
             except HuleEduError as error:
                 result = str(error.error_detail.details.get("reason", result))
                 raise
@@ -179,7 +205,25 @@ class SessionServer:
             finally:
                 span.set_attribute("token.result", result)
                 self._hub.counts.token_checks[result] += 1
-        return UserId(claims.subject), claims.expires_at
+        return claims
+
+    async def _claims(self, upgrade: Upgrade) -> JWTClaims:
+        tokens, tickets = upgrade.credentials.tokens, upgrade.credentials.tickets
+        if upgrade.credentials.conflicting:
+            self._reject(upgrade, "Two different credentials", "conflicting_credentials")
+        if tokens:
+            return await self._validator.validate(tokens[0], upgrade.correlation_id)
+        if not tickets:
+            self._reject(upgrade, "Missing token", "missing_token")
+        claims = await self._tickets.redeem(tickets[0])
+        if claims is None:
+            self._reject(upgrade, "Ticket is unknown, used or too old", "invalid_ticket")
+        return claims
+
+    def _reject(self, upgrade: Upgrade, message: str, reason: str) -> NoReturn:
+        raise_authentication_error(
+            self._service, "authenticate", message, upgrade.correlation_id, reason=reason
+        )
 
     async def _history(self, connection: Connection, upgrade: Upgrade) -> Opening:
         cursor = upgrade.cursor if connection.dialect is Dialect.V1 else None
@@ -241,8 +285,11 @@ class SessionServer:
                     # What is wrong on our side stays inside: the client gets the reason alone.
                     if detail is None or detail.error_code is not reason.error_code:
                         detail = self._detail(reason, upgrade)
+                    texts = [frames.error(detail)]
+                    if reason.code == DRAINING.code and retry_after_ms is not None:
+                        texts.insert(0, frames.going_away(retry_after_ms))
                     now = asyncio.get_running_loop().time()
-                    socket.write([OutboundFrame(frames.error(detail).encode(), now)])
+                    socket.write([OutboundFrame(text.encode(), now) for text in texts])
                 socket.close(
                     reason.code,
                     reason_text(reason, upgrade.correlation_id, retry_after_ms=retry_after_ms),
@@ -258,6 +305,6 @@ class SessionServer:
             self._service,
             "close",
             upgrade.correlation_id,
-            details={"reason": "token_expired"} if reason is TOKEN_EXPIRED else None,
+            details={"reason": reason.why} if reason.why else None,
             capture_stack=False,
         )

@@ -19,6 +19,8 @@ class Upgrade:
     """None where the client is no browser."""
     cursor: str | None = None
     """As the client gave it: the id of the last notification that it has handled."""
+    address: str | None = None
+    """On whose account the handshake goes; None where that can't be told."""
     trace_carrier: Mapping[str, str] | None = None
     """The headers that may hold a W3C trace context."""
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Duration = Annotated[str, Field(pattern=r"^([0-9]+(us|ms|s|m|h))+$")]
 ByteSize = Annotated[str, Field(pattern=r"^[0-9]+(b|k|kb|m|mb|g|gb)$")]
+NamedVolume = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*:/[^:]+$")]
 PortNumber = Annotated[str, Field(pattern=r"^[0-9]{1,5}$")]
 Command = str | list[str]
 
@@ -73,11 +74,15 @@ class Service(_Section):
     restart: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
     security_opt: list[str] = []
     stop_grace_period: Duration = "10s"
-    tmpfs: list[str] = []
     ulimits: dict[str, int] = {}
+    volumes: list[NamedVolume] = []
 
 
 class Network(_Section):
+    name: str
+
+
+class Volume(_Section):
     name: str
 
 
@@ -85,6 +90,7 @@ class ComposeFile(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     services: dict[Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]+$")], Service]
     networks: dict[str, Network] = {}
+    volumes: dict[str, Volume] = {}
 
     @model_validator(mode="after")
     def _refers_to_what_there_is(self) -> Self:
@@ -92,6 +98,7 @@ class ComposeFile(_Section):
             for kind, used, known in (
                 ("service", service.depends_on, self.services),
                 ("network", service.networks, self.networks),
+                ("volume", [volume.partition(":")[0] for volume in service.volumes], self.volumes),
             ):
                 if unknown := set(used) - set(known):
                     raise ValueError(f"{name} names an unknown {kind}: {unknown}")

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from huleedu_service_libs.redis_server import RedisServer
 from services.websocket_service.di import MAX_COMMAND_CONNECTIONS
 from tests.fault.peers import V1, RawPeer, assert_nothing_went_wrong, raw_peer, until
-from tests.service_process import ServiceProcess
+from tests.service_process import CONTROL_CHANNEL, ServiceProcess
 
 CONNECTIONS = 500
 AT_ONCE = 50
@@ -22,9 +22,8 @@ GAUGES = (
     "websocket_connections",
     "websocket_handshakes",
     "websocket_users",
-    "websocket_subscriptions",
-    "websocket_subscribed_channels",
 )
+SUBSCRIPTION_GAUGES = ("websocket_subscriptions", "websocket_subscribed_channels")
 
 
 async def test_500_connections_at_random_moments(service: ServiceProcess, redis: Redis) -> None:
@@ -73,7 +72,7 @@ async def test_vanishing_while_redis_hangs(
             await peer.send(peer.request(f"teacher-{n % 60}"))
 
         async def all_wait() -> bool:
-            return (await service.metrics())["websocket_subscriptions"] == len(peers)
+            return (await service.metrics())["websocket_connections"] == len(peers)
 
         await until(all_wait)
         for peer in peers:
@@ -106,7 +105,11 @@ async def drop_out(peer: RawPeer, user: str, choose: random.Random) -> None:
 
 async def is_idle(service: ServiceProcess, redis: Redis) -> bool:
     metrics = await service.metrics()
-    return not any(metrics[gauge] for gauge in GAUGES) and not await redis.pubsub_channels("ws:*")
+    return (
+        not any(metrics[gauge] for gauge in GAUGES)
+        and all(metrics[gauge] == CONTROL_CHANNEL for gauge in SUBSCRIPTION_GAUGES)
+        and not await redis.pubsub_channels("ws:*")
+    )
 
 
 async def assert_delivers(service: ServiceProcess, redis: Redis) -> None:

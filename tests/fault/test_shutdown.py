@@ -159,7 +159,7 @@ async def test_stopped_while_redis_hangs(redis_server: RedisServer) -> None:
         await probe.send(b"GET /healthz/redis HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
         async def both_wait_for_redis() -> bool:
-            return (await service.metrics())["websocket_subscriptions"] == 3
+            return (await service.metrics())["websocket_connections"] == 3
 
         await until(both_wait_for_redis)
         service.signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ import pytest
 
 from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.raw_websocket import UPGRADE, Opcode, frame, raw_websocket
-from tests.service_process import ServiceProcess, token
+from tests.service_process import CONTROL_CHANNEL, ServiceProcess, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,9 +42,11 @@ def replaced(name: str, *values: str) -> list[tuple[str, str]]:
 
 
 async def nobody_is_left(service: ServiceProcess) -> None:
-    names = ("websocket_connections", "websocket_handshakes", "websocket_subscriptions")
+    names = ("websocket_connections", "websocket_handshakes")
     async with asyncio.timeout(GIVE_UP_AFTER_S):
         while any([(await service.metrics())[name] for name in names]):
+            pass
+        while (await service.metrics())["websocket_subscriptions"] != CONTROL_CHANNEL:
             pass
 
 

@@ -250,8 +250,8 @@ async def test_service_is_replaced(redis_server: RedisServer, publisher: RedisCl
             assert tab.welcome["resumed"] is True
             while count < last:
                 frame = await tab.frame()
-                if frame["type"] == "error":
-                    return str(frame["error"]["code"])
+                if frame["type"] == "going_away":
+                    return str((await tab.frame())["error"]["code"])
                 assert frame["data"]["n"] == count + 1
                 count += 1
                 positions[user] = (frame["id"], count)

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.raw_websocket import Opcode, RawWebSocket, raw_websocket
-from tests.service_process import ServiceProcess, token
+from tests.service_process import CONTROL_CHANNEL, ServiceProcess, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,8 +33,8 @@ async def until_released(service: ServiceProcess, redis: Redis) -> None:
         if not (metrics["websocket_connections"] or metrics["websocket_handshakes"]):
             break
     assert metrics["websocket_users"] == 0
-    assert metrics["websocket_subscriptions"] == 0
-    assert metrics["websocket_subscribed_channels"] == 0
+    assert metrics["websocket_subscriptions"] == CONTROL_CHANNEL
+    assert metrics["websocket_subscribed_channels"] == CONTROL_CHANNEL
 
 
 async def test_fifty_users_share_the_connections_to_redis(

@@ -1,18 +1,13 @@
 """What a trace shows of a notification's last mile, as a collector receives it."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_trace_id
 from redis.asyncio import Redis
@@ -21,6 +16,7 @@ from common_core.events.envelope import EventEnvelope
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.closes import closed
+from tests.functional.collector import Collector, collector
 from tests.functional.raw_websocket import raw_websocket
 from tests.functional.tokens import WAYS, by_subprotocol_in_v1
 from tests.functional.v1_tab import publish, v1_tab
@@ -36,62 +32,14 @@ VALIDATION: Final = "websocket.validate_token"
 FORWARDING: Final = "websocket.forward"
 
 
-class Collector:
-    """An OTLP receiver over HTTP: keeps what comes and wakes who waits for it."""
-
-    def __init__(self) -> None:
-        self.exports: list[ResourceSpans] = []
-        self._changed = asyncio.Condition()
-
-    @property
-    def spans(self) -> list[Span]:
-        """All spans so far."""
-        return [
-            span
-            for export in self.exports
-            for scope_spans in export.scope_spans
-            for span in scope_spans.spans
-        ]
-
-    async def wait_for(self, wanted: Callable[[Span], bool], count: int = 1) -> list[Span]:
-        """The spans that are wanted, once there are as many."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: sum(map(wanted, self.spans)) >= count)
-        return [span for span in self.spans if wanted(span)]
-
-    async def receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one HTTP connection."""
-        with_body = b"content-length:"
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = next(
-                    int(line.partition(b":")[2])
-                    for line in head.splitlines()
-                    if line.lower().startswith(with_body)
-                )
-                request = ExportTraceServiceRequest.FromString(await reader.readexactly(length))
-                async with self._changed:
-                    self.exports += request.resource_spans
-                    self._changed.notify_all()
-                answer = ExportTraceServiceResponse().SerializeToString()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer))
-                writer.write(answer)
-        except asyncio.IncompleteReadError:
-            writer.close()
-
-
 @asynccontextmanager
 async def traced_service(redis_url: str) -> AsyncIterator[tuple[ServiceProcess, Collector]]:
     """A service that exports its spans to a collector of its own."""
-    collector = Collector()
-    async with await asyncio.start_server(collector.receive, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        settings = {
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{port}/v1/traces",
-            "OTEL_BSP_SCHEDULE_DELAY": "100",
-        }
-        async with ServiceProcess(redis_url, settings=settings) as service:
-            yield service, collector
+    async with (
+        collector() as spans,
+        ServiceProcess(redis_url, settings=spans.settings) as service,
+    ):
+        yield service, spans
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -258,11 +206,6 @@ async def test_a_refusal_is_a_span_that_says_why(
     assert attributes(connection)["websocket.close_code"] == 1008
 
 
-def words(exports: Iterable[ResourceSpans]) -> str:
-    """Everything that is in the exports: resource, names, attributes, events, states."""
-    return "\n".join(str(export) for export in exports)
-
-
 @pytest.mark.parametrize("expired", [False, True])
 @pytest.mark.parametrize("way", [*WAYS, "v1"])
 async def test_no_token_is_in_any_span(
@@ -281,7 +224,7 @@ async def test_no_token_is_in_any_span(
     )
     assert status == 426
     await collector.wait_for(lambda span: way in str(span.attributes) and "426" in str(span))
-    exported = words(collector.exports)
+    exported = collector.text()
     _, claims, signature = bearer.split(".")
     assert bearer not in exported
     assert claims not in exported

@@ -10,9 +10,10 @@ from services.websocket_service.cli.output import is_coloured, json_text, print_
 from services.websocket_service.cli.parsing import Frame
 
 NOTIFICATION = "notification"
-# Asked for with --verbose. An error among them: `tail` sends nothing that could be refused, so it
-# announces a close, and is told with that.
-_ROUTINE_TYPES = frozenset({"welcome", "heartbeat", "error"})
+# Asked for with --verbose. An error among them: it announces a close, and is told with that.
+_ROUTINE_TYPES = frozenset(
+    {"welcome", "heartbeat", "token_expiring", "token_refreshed", "going_away", "error"}
+)
 # Told on stderr; a script has to see it among the notifications.
 _TOLD_TYPES = frozenset({"resync"})
 _WITHOUT_DATA = frozenset({"type", "event", "data", "timestamp"})

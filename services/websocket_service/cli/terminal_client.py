@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import ssl
 import stat
@@ -38,6 +39,7 @@ _STABLE_AFTER_S = 10.0
 # One text frame holds at most what the service's outbox does: 32 MiB by default, and commas.
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _ABNORMAL_CLOSURE = 1006
+_TOKEN_EXPIRING = "token_expiring"  # noqa: S105 - a frame's type
 _FIRST_SERVER_ERROR = 500
 # What OpenSSL calls an answer that is no TLS; which of them depends on its version.
 _NO_TLS_REASONS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
@@ -126,8 +128,16 @@ class _Tail:
                     self._take(frame)
                 else:
                     self._heed(kind, frame, endpoint)
+                if kind == _TOKEN_EXPIRING and endpoint.is_renewable:
+                    await self._renew(connection)
                 if self._printer.is_done:
                     return
+
+    async def _renew(self, connection: ClientConnection) -> None:
+        endpoint = self._locate()
+        if endpoint is not None:
+            frame = {"type": "authenticate", "token": endpoint.credential}
+            await connection.send(json.dumps(frame))
 
     def _take(self, notification: Frame) -> None:
         self._is_admitted = True

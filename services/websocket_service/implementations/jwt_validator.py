@@ -1,21 +1,19 @@
 from uuid import UUID
 
-from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
-from huleedu_service_libs.auth.jwt_validation import JWTClaims, decode_jwt
+from huleedu_service_libs.auth import JWTClaims, TokenVerifier
 
 
 class JWTValidator:
-    """Verifies tokens with the key that the settings name."""
+    """Verifies tokens with the keys that the settings name."""
 
-    def __init__(self, settings: JWTValidationSettings, *, service: str) -> None:
-        self._settings = settings
-        self._service = service
+    def __init__(self, verifier: TokenVerifier) -> None:
+        self._verifier = verifier
 
-    def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
-        return decode_jwt(
-            token,
-            self._settings,
-            service=self._service,
-            operation="validate_token",
-            correlation_id=correlation_id,
+    @property
+    def problem(self) -> str | None:
+        return self._verifier.problem
+
+    async def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
+        return await self._verifier.verify(
+            token, operation="validate_token", correlation_id=correlation_id
         )

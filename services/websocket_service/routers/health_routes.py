@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from dishka import FromDishka
 from quart import Blueprint, request
@@ -15,12 +15,21 @@ from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.protocols import (
     BackplaneHealthProtocol,
     BackplaneUnavailableError,
+    JWTValidatorProtocol,
     MetricsProtocol,
     MetricsUnavailableError,
+    RevocationsProtocol,
 )
 
 health_blueprint = Blueprint("health", __name__)
 
+_READY: Final = {
+    "redis": "ok",
+    "draining": "no",
+    "capacity": "ok",
+    "token_key": "ok",
+    "revocations": "ok",
+}
 _STARTED_AT = time.monotonic()
 
 
@@ -44,6 +53,8 @@ async def readyz(
     settings: FromDishka[Settings],
     hub: FromDishka[ConnectionHub],
     backplane: FromDishka[BackplaneHealthProtocol],
+    validator: FromDishka[JWTValidatorProtocol],
+    revocations: FromDishka[RevocationsProtocol],
 ) -> tuple[dict[str, Any], int]:
     """Whether to send connections here, with a word on each thing that it rests on."""
     hears = backplane.hears
@@ -51,9 +62,10 @@ async def readyz(
         "redis": "ok" if hears else "not heard within the last seconds",
         "draining": "yes" if hub.draining else "no",
         "capacity": "full" if hub.full else "ok",
-        "token_key": settings.token_key_problem or "ok",
+        "token_key": validator.problem or "ok",
+        "revocations": "ok" if revocations.is_current else "not loaded yet",
     }
-    ready = hears and not hub.draining and not hub.full and not settings.token_key_problem
+    ready = checks == _READY
     return {
         "service": settings.SERVICE_NAME,
         "status": "ready" if ready else "not_ready",

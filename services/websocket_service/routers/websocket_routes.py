@@ -23,9 +23,11 @@ from huleedu_service_libs.error_handling.quart import (
     extract_correlation_id,
 )
 from services.websocket_service.asgi_socket import AsgiSocket
+from services.websocket_service.client_address import TrustedProxies
 from services.websocket_service.config import Settings
 from services.websocket_service.credentials import SCOPE_KEY, Credentials
 from services.websocket_service.hypercorn_tuning import WIRE_EXTENSION
+from services.websocket_service.routers.address_account import address_account
 from services.websocket_service.session import SessionServer
 from services.websocket_service.upgrade import Upgrade
 from services.websocket_service.wire import WebSocketWire
@@ -54,15 +56,17 @@ def serve_websockets(app: Quart, container: AsyncContainer) -> None:
                 await super().__call__(receive, send)
                 return
             sessions = await container.get(SessionServer)
+            settings = await container.get(Settings)
+            proxies = await container.get(TrustedProxies)
+            upgrade = _upgrade(self.scope, address_account(self.scope, settings, proxies))
             wire = _wire(self.scope)
             if wire is not None:
-                await sessions.serve(wire, _upgrade(self.scope))
+                await sessions.serve(wire, upgrade)
                 return
-            settings = await container.get(Settings)
             async with AsgiSocket(
                 receive, send, max_message_bytes=settings.WEBSOCKET_MAX_MESSAGE_BYTES
             ) as socket:
-                await sessions.serve(socket, _upgrade(self.scope))
+                await sessions.serve(socket, upgrade)
 
     app.asgi_websocket_class = Notifications
 
@@ -71,7 +75,7 @@ def _wire(scope: Mapping[str, Any]) -> WebSocketWire | None:
     return (scope.get("extensions") or {}).get(WIRE_EXTENSION)
 
 
-def _upgrade(scope: Mapping[str, Any]) -> Upgrade:
+def _upgrade(scope: Mapping[str, Any], address: str | None) -> Upgrade:
     headers = [(name.lower(), value.decode("latin1")) for name, value in scope["headers"]]
     parameters = parse_qsl(scope["query_string"].decode("latin1"), errors="replace")
     # Of two with one name the first counts.
@@ -89,6 +93,7 @@ def _upgrade(scope: Mapping[str, Any]) -> Upgrade:
         origin=", ".join(origins) if origins else None,
         # Empty where a client writes it without having one.
         cursor=query.get("cursor") or None,
+        address=address,
         trace_carrier={
             name.decode("latin1"): value
             for name, value in headers

@@ -20,7 +20,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from huleedu_service_libs.auth.jwt_validation import JWTClaims
+from huleedu_service_libs.admission import Admission
+from huleedu_service_libs.auth import JWTClaims
 from huleedu_service_libs.error_handling import (
     raise_authentication_error,
     raise_configuration_error,
@@ -28,6 +29,8 @@ from huleedu_service_libs.error_handling import (
 from huleedu_service_libs.history_pages import HistoryPage, KeptNotification, Loss, Unproven
 from huleedu_service_libs.notification_ids import NotificationId, offset_of
 from huleedu_service_libs.payload import Gap
+from services.websocket_service.address_limits import AddressLimits
+from services.websocket_service.admission import AdmissionPolicy
 from services.websocket_service.credentials import Credentials
 from services.websocket_service.exchange import ExchangeTerms, SessionLimits
 from services.websocket_service.frames import SUBPROTOCOL_V1
@@ -43,6 +46,7 @@ from services.websocket_service.protocols import (
     SocketProtocol,
 )
 from services.websocket_service.publication import Publication
+from services.websocket_service.rate_limit import TokenBucket
 from services.websocket_service.session import SessionServer
 from services.websocket_service.upgrade import Upgrade
 
@@ -52,7 +56,6 @@ MAX_MESSAGE_BYTES = 100
 
 HUB_LIMITS = HubLimits(
     max_connections=100,
-    max_connections_per_user=3,
     outbox_max_bytes=100_000,
     outbox_max_frames=100,
     outboxes_max_bytes=10_000_000,
@@ -66,7 +69,11 @@ LIMITS = SessionLimits(
     close_timeout_s=GIVE_UP_AFTER_S,
     retry_after_s=2,
 )
-INTERVALS = KeeperIntervals(ping_interval_s=30, idle_timeout_s=300)
+INTERVALS = KeeperIntervals(
+    ping_interval_s=30, idle_timeout_s=300, expiry_notice_s=60, grace_period_s=0, leeway_s=0
+)
+MAX_CONNECTIONS_PER_USER = 3
+HANDSHAKE_BURST = 1_000
 
 
 async def turns(count: int = 20) -> None:
@@ -501,16 +508,34 @@ class FakeIssuer:
     def __init__(self) -> None:
         self._claims: dict[str, JWTClaims] = {}
         self.has_key = True
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.failure: Exception | None = None
 
-    def token(self, user_id: str, expires_in: timedelta = timedelta(hours=1)) -> str:
+    def token(
+        self, user_id: str, expires_in: timedelta = timedelta(hours=1), *, token_id: str = ""
+    ) -> str:
         token = f"secret-{uuid4().hex}"
+        now = datetime.now(UTC)
         self._claims[token] = JWTClaims(
-            subject=user_id, expires_at=datetime.now(UTC) + expires_in, raw={}
+            subject=user_id,
+            expires_at=now + expires_in,
+            issued_at=now,
+            token_id=token_id or token,
+            raw={},
         )
         return token
 
-    def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
+    def claims(self, token: str) -> JWTClaims:
+        """What a token that it has issued says."""
+        return self._claims[token]
+
+    @property
+    def problem(self) -> str | None:
+        return None if self.has_key else "JWT_SECRET_KEY must be set"
+
+    async def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
+        await self.answers.wait()
         if self.failure is not None:
             raise self.failure
         if not self.has_key:
@@ -524,14 +549,71 @@ class FakeIssuer:
         return self._claims[token]
 
 
+class MemoryLeases:
+    """A twin of the leases of one installation."""
+
+    def __init__(self, limit: int = MAX_CONNECTIONS_PER_USER) -> None:
+        self.limit = limit
+        self.held: defaultdict[str, set[str]] = defaultdict(set)
+        self.lapsing: set[str] = set()
+        self.available = True
+
+    async def acquire(self, user_id: str, connection_id: str) -> Admission:
+        await asyncio.sleep(0)
+        if not self.available:
+            raise BackplaneUnavailableError("nobody answers at 10.0.0.7:6379")
+        held = self.held[user_id]
+        if len(held) < self.limit:
+            held.add(connection_id)
+            return Admission.GRANTED
+        return Admission.FULL_FOR_NOW if held & self.lapsing else Admission.FULL
+
+    def release(self, user_id: str, connection_id: str) -> None:
+        self.held[user_id].discard(connection_id)
+
+
+class MemoryRevocations:
+    """Knows at once what is revoked."""
+
+    def __init__(self) -> None:
+        self.token_ids: set[str | None] = set()
+        self.is_current = True
+
+    async def is_revoked(self, claims: JWTClaims) -> bool:
+        if not self.is_current:
+            raise BackplaneUnavailableError("the revocations are not loaded yet")
+        return claims.token_id in self.token_ids
+
+
+class MemoryTickets:
+    """Tickets that are good once."""
+
+    def __init__(self) -> None:
+        self._claims: dict[str, JWTClaims] = {}
+
+    async def issue(self, claims: JWTClaims) -> str:
+        ticket = f"ticket-{uuid4().hex}"
+        self._claims[ticket] = claims
+        return ticket
+
+    async def redeem(self, ticket: str) -> JWTClaims | None:
+        await asyncio.sleep(0)
+        return self._claims.pop(ticket, None)
+
+
 @dataclass
 class Service:
     """A session server with everything that it needs, all of it at hand."""
 
     hub_limits: HubLimits = HUB_LIMITS
     limits: SessionLimits = LIMITS
-    origins: AllowedOrigins = field(default_factory=lambda: AllowedOrigins([]))
+    origins: AllowedOrigins = field(default_factory=lambda: AllowedOrigins([], allow_missing=True))
+    handshake_burst: int = HANDSHAKE_BURST
+    address_burst: int = HANDSHAKE_BURST
     issuer: FakeIssuer = field(default_factory=FakeIssuer)
+    leases: MemoryLeases = field(default_factory=MemoryLeases)
+    revocations: MemoryRevocations = field(default_factory=MemoryRevocations)
+    tickets: MemoryTickets = field(default_factory=MemoryTickets)
     backplane: MemoryBackplane = field(default_factory=MemoryBackplane)
     listener: MessageListenerProtocol | None = None
     history_patience_s: float = GIVE_UP_AFTER_S
@@ -552,10 +634,19 @@ class Service:
                 or MessageListener(
                     self.hub, self.backplane, history_patience_s=self.history_patience_s
                 ),
+                validator=self.issuer,
+                revocations=self.revocations,
                 tracer=provider.get_tracer("test"),
             ),
-            origins=self.origins,
-            validator=self.issuer,
+            admission=AdmissionPolicy(
+                service="websocket_service",
+                hub=self.hub,
+                handshakes=TokenBucket(rate=1, burst=self.handshake_burst, clock=lambda: 0),
+                addresses=AddressLimits(rate=1, burst=self.address_burst, clock=lambda: 0),
+                origins=self.origins,
+            ),
+            leases=self.leases,
+            tickets=self.tickets,
             backplane=self.backplane,
             keeper=ConnectionKeeper(self.intervals, self.utc_now),
         )
@@ -568,16 +659,19 @@ class Service:
         origin: str | None = None,
         correlation_id: UUID | None = None,
         cursor: str | None = None,
+        ticket: str | None = None,
+        address: str | None = None,
     ) -> MemoryClient:
         """Let the client ask for an upgrade."""
         client.session = self.serve(
             client.socket,
             Upgrade(
                 correlation_id=correlation_id or uuid4(),
-                credentials=Credentials(tokens),
+                credentials=Credentials(tokens, tickets=(ticket,) if ticket else ()),
                 requested_subprotocols=[SUBPROTOCOL_V1] if v1 else [],
                 origin=origin,
                 cursor=cursor,
+                address=address,
             ),
         )
         return client
@@ -616,5 +710,6 @@ class Service:
         statistics = self.hub.statistics()
         assert (statistics.connections, statistics.users, statistics.handshakes) == (0, 0, 0)
         assert self.hub.connections() == ()
+        assert not any(self.leases.held.values())
         assert self.backplane.subscriptions == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}

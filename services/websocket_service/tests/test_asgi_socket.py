@@ -349,7 +349,7 @@ class TestSession:
         heard = [frame for text in server.texts for frame in objects(text)]
         assert [frame["id"] for frame in heard if "id" in frame] == published
         types = [frame.get("type") for frame in heard]
-        ours = ["welcome", *["notification"] * 3, "pong", "error"]
+        ours = ["welcome", *["notification"] * 3, "pong", "going_away", "error"]
         assert types == (ours if v1 else [None] * 3)
         assert (server.sent[-1]["type"], server.sent[-1]["code"]) == ("websocket.close", 1012)
         assert service.hub.statistics().closed == {1012: 1}

@@ -140,12 +140,27 @@ def test_sound_settings_have_no_problem(environ: Environ) -> None:
         ({"JWT_SECRET_KEY": ""}, "JWT_SECRET_KEY"),
         ({"JWT_SECRET_KEY": "   "}, "JWT_SECRET_KEY"),
         ({"CORS_ORIGINS": "[]"}, "CORS_ORIGINS"),
+        ({"CORS_ORIGINS": '["*"]'}, "CORS_ORIGINS has '*'"),
+        ({"CORS_ORIGINS": '["https://a.example", "null"]'}, "CORS_ORIGINS has 'null'"),
+        ({"CORS_ORIGINS": '["app.example.org"]'}, "CORS_ORIGINS has 'app.example.org'"),
+        ({"CORS_ORIGINS": '["https://*.org"]'}, "CORS_ORIGINS has 'https://*.org'"),
+        ({"WEBSOCKET_TRUSTED_PROXIES": '["10.0.0.1/8"]'}, "WEBSOCKET_TRUSTED_PROXIES has"),
+        ({"WEBSOCKET_TRUSTED_PROXIES": '["::/0"]'}, "WEBSOCKET_TRUSTED_PROXIES has '::/0'"),
         ({"JWT_ALGORITHM": "RS256"}, "JWT_PUBLIC_KEY"),
         ({"WEBSOCKET_PING_INTERVAL": "300"}, "WEBSOCKET_IDLE_TIMEOUT"),
         ({"WEBSOCKET_PING_INTERVAL": "301"}, "WEBSOCKET_IDLE_TIMEOUT"),
         *(({"JWT_SECRET_KEY": secret}, "JWT_SECRET_KEY") for secret in sorted(WELL_KNOWN_SECRETS)),
         ({"JWT_SECRET_KEY": "ChangeMe"}, "JWT_SECRET_KEY"),
         ({"JWT_SECRET_KEY": "x" * 31}, "JWT_SECRET_KEY"),
+        ({"JWT_SECRET_KEY_PREVIOUS": "changeme"}, "JWT_SECRET_KEY_PREVIOUS"),
+        ({"JWT_SECRET_KEY_PREVIOUS": "x" * 31}, "JWT_SECRET_KEY_PREVIOUS"),
+        ({"INTERNAL_API_KEY": "changeme"}, "INTERNAL_API_KEY"),
+        ({"INTERNAL_API_KEY": "x" * 31}, "INTERNAL_API_KEY"),
+        ({"JWT_JWKS_URL": "https://id.example.org/keys"}, "JWT_JWKS_URL"),
+        (
+            {"JWT_ALGORITHM": "ES256", "JWT_JWKS_URL": "http://id.example.org/keys"},
+            "JWT_JWKS_URL is not https",
+        ),
     ],
 )
 def test_production_refuses(environ: Environ, changes: dict[str, str], named: str) -> None:
@@ -169,6 +184,32 @@ def test_several_problems_are_told_at_once(environ: Environ) -> None:
 def test_elsewhere_simple_secrets_do(environ: Environ, environment: str) -> None:
     """Outside of production a well-known secret and any origin are fine."""
     environ.set(ENVIRONMENT=environment, JWT_SECRET_KEY="dev-secret")
+    assert Settings().problems() == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ("production", "https://id.example.org/keys"),
+        ("production", "http://127.0.0.1:8080/keys"),
+        ("production", "http://localhost:8080/keys"),
+        ("production", "http://[::1]:8080/keys"),
+        ("staging", "http://id.example.org/keys"),
+    ],
+)
+def test_a_key_server_that_nobody_can_impersonate_will_do(
+    environ: Environ, environment: str, url: str
+) -> None:
+    """Keys are fetched by https or from this host; outside of production, by http as well."""
+    environ.set(
+        **{**PRODUCTION, "ENVIRONMENT": environment, "JWT_ALGORITHM": "ES256", "JWT_JWKS_URL": url}
+    )
+    assert Settings().problems() == []
+
+
+def test_any_origin_is_fine_elsewhere(environ: Environ) -> None:
+    """Outside of production every page may be let in, in so many words."""
+    environ.set(JWT_SECRET_KEY=SECRET, CORS_ORIGINS='["*"]')
     assert Settings().problems() == []
 
 

@@ -37,6 +37,8 @@ from huleedu_service_libs.notifications import Notification
 from huleedu_service_libs.redis_channels import UserKeys, user_channel
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
+from services.websocket_service.address_limits import AddressLimits
+from services.websocket_service.admission import AdmissionPolicy
 from services.websocket_service.credentials import Credentials
 from services.websocket_service.exchange import ExchangeTerms
 from services.websocket_service.frames import SUBPROTOCOL_V1
@@ -46,6 +48,7 @@ from services.websocket_service.implementations.message_listener import MessageL
 from services.websocket_service.keeper import ConnectionKeeper
 from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.publication import Publication
+from services.websocket_service.rate_limit import TokenBucket
 from services.websocket_service.session import SessionServer
 from services.websocket_service.tests.fakes import (
     GIVE_UP_AFTER_S,
@@ -54,6 +57,9 @@ from services.websocket_service.tests.fakes import (
     LIMITS,
     FakeIssuer,
     MemoryClient,
+    MemoryLeases,
+    MemoryRevocations,
+    MemoryTickets,
     objects,
 )
 from services.websocket_service.upgrade import Upgrade
@@ -133,10 +139,19 @@ class DeliveryModel(RuleBasedStateMachine):
                 limits=LIMITS,
                 hub=self.hub,
                 listener=MessageListener(self.hub, backplane),
+                validator=self.issuer,
+                revocations=MemoryRevocations(),
                 tracer=NoOpTracer(),
             ),
-            origins=AllowedOrigins([]),
-            validator=self.issuer,
+            admission=AdmissionPolicy(
+                service="websocket_service",
+                hub=self.hub,
+                handshakes=TokenBucket(rate=1, burst=1_000_000, clock=lambda: 0),
+                addresses=AddressLimits(rate=1, burst=1, clock=lambda: 0),
+                origins=AllowedOrigins([], allow_missing=True),
+            ),
+            leases=MemoryLeases(limit=ROOMY.max_connections),
+            tickets=MemoryTickets(),
             backplane=backplane,
             keeper=ConnectionKeeper(INTERVALS, lambda: datetime.now(UTC)),
         )

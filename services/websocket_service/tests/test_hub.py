@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from common_core.error_enums import ErrorCode
+from huleedu_service_libs.auth import JWTClaims
 from huleedu_service_libs.error_handling import HuleEduError
 from services.websocket_service.close_reasons import DRAINING, SLOW_CONSUMER, TOKEN_EXPIRED
 from services.websocket_service.connection import Connection, UserId
@@ -20,7 +21,6 @@ from services.websocket_service.tests.fakes import LIMITS as SESSION_LIMITS
 
 LIMITS = HubLimits(
     max_connections=4,
-    max_connections_per_user=2,
     outbox_max_bytes=10 + 3 * FRAME_OVERHEAD_BYTES,
     outbox_max_frames=3,
     outboxes_max_bytes=20 + 5 * FRAME_OVERHEAD_BYTES,
@@ -36,9 +36,8 @@ async def hub() -> ConnectionHub:
 def admit(hub: ConnectionHub, stack: ExitStack, user: str = "a") -> Connection:
     return stack.enter_context(
         hub.admit(
-            user_id=UserId(user),
+            claims=JWTClaims(subject=user, expires_at=EXPIRES_AT, raw={}),
             dialect=Dialect.PLAIN,
-            expires_at=EXPIRES_AT,
             correlation_id=uuid4(),
             peer=MemoryClient().socket,
         )
@@ -49,28 +48,18 @@ def frame(text_bytes: int) -> OutboundFrame:
     return OutboundFrame(b"x" * text_bytes, 0.0)
 
 
-async def test_user_has_a_limit(hub: ConnectionHub) -> None:
-    """A user's connections are limited, another user's are not touched by that."""
+async def test_user_is_found_by_name(hub: ConnectionHub) -> None:
+    """A user's connections are found together, by user and one by one, for as long as they last."""
     with ExitStack() as stack:
-        admit(hub, stack)
-        admit(hub, stack)
-        with pytest.raises(HuleEduError) as refused:
-            admit(hub, stack)
-        assert refused.value.error_detail.error_code is ErrorCode.QUOTA_EXCEEDED
-        assert refused.value.error_detail.details["limit"] == 2
-        admit(hub, stack, "b")
+        first, second = admit(hub, stack), admit(hub, stack)
+        other = admit(hub, stack, "b")
+        assert hub.connections_of(UserId("a")) == (first, second)
+        assert hub.connection(other.id) is other
         assert hub.statistics().connections == 3
         assert hub.statistics().users == 2
+    assert hub.connections_of(UserId("a")) == ()
+    assert hub.connection(other.id) is None
     assert hub.statistics().users == 0
-
-
-async def test_place_of_one_that_left_is_free(hub: ConnectionHub) -> None:
-    """A user who closes a tab may open another one."""
-    with ExitStack() as first, ExitStack() as second:
-        admit(hub, first)
-        admit(hub, second)
-        first.close()
-        admit(hub, first)
 
 
 async def test_process_has_a_limit(hub: ConnectionHub) -> None:

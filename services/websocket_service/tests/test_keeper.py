@@ -10,11 +10,12 @@ from uuid import uuid4
 
 import pytest
 
+from huleedu_service_libs.auth import JWTClaims
 from services.websocket_service.close_reasons import SILENT_CLIENT, TOKEN_EXPIRED, CloseReason
-from services.websocket_service.connection import Connection, UserId
+from services.websocket_service.connection import Connection
 from services.websocket_service.frames import Dialect
 from services.websocket_service.hub import ConnectionHub
-from services.websocket_service.keeper import ConnectionKeeper
+from services.websocket_service.keeper import ConnectionKeeper, KeeperIntervals
 from services.websocket_service.outbound import OutboundFrame
 from services.websocket_service.tests.fakes import (
     GIVE_UP_AFTER_S,
@@ -28,6 +29,7 @@ from services.websocket_service.tests.fakes import (
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 OPENED_AT = 1000.0
+EXPIRES_AT = NOON + timedelta(seconds=600)
 
 
 class FakePeer:
@@ -78,17 +80,18 @@ class Watch:
 
 
 @contextmanager
-def watch(dialect: Dialect = Dialect.PLAIN) -> Iterator[Watch]:
+def watch(
+    dialect: Dialect = Dialect.PLAIN, intervals: KeeperIntervals = INTERVALS
+) -> Iterator[Watch]:
     peer = FakePeer()
     with ConnectionHub(HUB_LIMITS, service="websocket_service").admit(
-        user_id=UserId("a"),
+        claims=JWTClaims(subject="a", expires_at=EXPIRES_AT, raw={}),
         dialect=dialect,
-        expires_at=NOON + timedelta(seconds=600),
         correlation_id=uuid4(),
         peer=peer,
     ) as connection:
         connection.last_written_at = connection.last_pinged_at = OPENED_AT
-        yield Watch(ConnectionKeeper(INTERVALS, lambda: NOON), connection, peer)
+        yield Watch(ConnectionKeeper(intervals, lambda: NOON), connection, peer)
 
 
 @pytest.mark.parametrize(("seconds", "reason"), [(599, None), (600, TOKEN_EXPIRED)])
@@ -98,6 +101,26 @@ async def test_expiry(seconds: float, reason: CloseReason | None) -> None:
         watched.peer.last_heard_at = OPENED_AT + seconds
         watched.after(seconds)
         assert watched.reason() == reason
+
+
+async def test_plain_client_ends_with_its_token_but_for_the_leeway() -> None:
+    """Where clocks may differ, a connection lasts as long as its token would be accepted."""
+    with watch(intervals=replace(INTERVALS, leeway_s=5, grace_period_s=30)) as watched:
+        watched.peer.last_heard_at = OPENED_AT + 600
+        watched.after(604)
+        assert watched.reason() is None
+        watched.after(605)
+        assert watched.reason() == TOKEN_EXPIRED
+
+
+async def test_v1_client_has_a_grace_period() -> None:
+    """A v1 client that has not renewed its token in time has a little longer to do so."""
+    with watch(Dialect.V1, replace(INTERVALS, leeway_s=5, grace_period_s=30)) as watched:
+        watched.peer.last_heard_at = OPENED_AT + 600
+        watched.after(634)
+        assert watched.reason() is None
+        watched.after(635)
+        assert watched.reason() == TOKEN_EXPIRED
 
 
 @pytest.mark.parametrize(("silent_s", "reason"), [(299.5, None), (300, SILENT_CLIENT)])
@@ -297,7 +320,8 @@ async def test_one_broken_connection_is_not_the_end_of_the_keeper() -> None:
     for client in (broken, healthy):
         await service.connect("a", client=client)
     await healthy.pinged_often()
-    service.hub.connections()[0].expires_at = NOON
+    (first, _) = service.hub.connections()
+    first.claims = replace(first.claims, expires_at=NOON)
     assert (await broken.closed()).code == 1008
     await service.leave(healthy)
 

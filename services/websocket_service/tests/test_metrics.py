@@ -10,6 +10,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from huleedu_service_libs.auth import KeyStatistics
 from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
 from services.websocket_service.metrics import ServiceCollector
 from services.websocket_service.tests.fakes import MemoryClient, Service
@@ -29,10 +30,12 @@ SUBSCRIPTIONS = SubscriptionStatistics(
     canary_age_s=0.9,
 )
 
+KEYS = KeyStatistics(keys=2, age_s=10, fetches_succeeded=3, fetches_failed=4)
+
 
 def scrape(service: Service) -> dict[str, Metric]:
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(service.hub.statistics, lambda: SUBSCRIPTIONS))
+    registry.register(ServiceCollector(service.hub.statistics, lambda: SUBSCRIPTIONS, lambda: KEYS))
     text = generate_latest(registry).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -151,6 +154,15 @@ async def test_redis_side() -> None:
     assert value(families, "websocket_redis_connections_opened_total") == 7
 
 
+async def test_keys() -> None:
+    """What tokens are verified with, and how the key server answers."""
+    families = scrape(Service())
+    assert value(families, "websocket_token_keys") == 2
+    assert value(families, "websocket_key_set_age_seconds") == 10
+    assert value(families, "websocket_key_set_fetches_total", result="succeeded") == 3
+    assert value(families, "websocket_key_set_fetches_total", result="failed") == 4
+
+
 async def test_names_help_and_labels() -> None:
     """Each metric has a help text and units in its name, and no label names a user."""
     service = Service()
@@ -175,7 +187,9 @@ async def test_names_help_and_labels() -> None:
 async def test_each_gauge_can_be_put_together() -> None:
     """What a gauge of several workers says has been thought of for each."""
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(Service().hub.statistics, lambda: SUBSCRIPTIONS))
+    registry.register(
+        ServiceCollector(Service().hub.statistics, lambda: SUBSCRIPTIONS, lambda: KEYS)
+    )
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     families = list(registry.collect())

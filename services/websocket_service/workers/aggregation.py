@@ -35,6 +35,8 @@ GAUGE_RULES: Final = MappingProxyType[str, Rule](
         "websocket_redis_canary_age_seconds": max,
         "websocket_subscribed_channels": add,
         "websocket_subscriptions": add,
+        "websocket_token_keys": max,
+        "websocket_key_set_age_seconds": max,
         "process_virtual_memory_bytes": add,
         "process_resident_memory_bytes": add,
         "process_start_time_seconds": min,

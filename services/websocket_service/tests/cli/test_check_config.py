@@ -114,6 +114,6 @@ async def test_a_terminal_shows_defaults_dimmed_unless_the_user_wants_no_colour(
     """What the user has chosen stands out."""
     coloured = await console.on_terminal("check-config", JWT_SECRET_KEY=SECRET)
     assert "\x1b[2mREDIS_URL" in coloured
-    assert "\x1b[2mJWT_SECRET_KEY" not in coloured
+    assert "\x1b[2mJWT_SECRET_KEY " not in coloured
     plain = await console.on_terminal("check-config", JWT_SECRET_KEY=SECRET, NO_COLOR="1")
     assert "\x1b" not in plain
