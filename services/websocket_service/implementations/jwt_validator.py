@@ -1,6 +1,11 @@
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final
 from uuid import UUID
 
 from huleedu_service_libs.auth import JWTClaims, TokenVerifier
+
+_NOTHING_ELSE: Final = MappingProxyType[str, Any]({})
 
 
 class JWTValidator:
@@ -14,6 +19,8 @@ class JWTValidator:
         return self._verifier.problem
 
     async def validate(self, token: str, correlation_id: UUID) -> JWTClaims:
-        return await self._verifier.verify(
+        claims = await self._verifier.verify(
             token, operation="validate_token", correlation_id=correlation_id
         )
+        # Kept for as long as the connection lasts; what else the token said is not asked for.
+        return replace(claims, raw=_NOTHING_ELSE)

@@ -15,8 +15,8 @@ DEADLINE_S = 30.0
 
 # Variables that change what the commands do; a developer's shell may have any of them.
 _OURS = (
-    *("CORS_", "ENABLE_", "ENVIRONMENT", "JWT_", "LOG_", "NOTIFICATION_", "OTEL_", "REDIS_"),
-    "WEBSOCKET_",
+    *("CORS_", "ENABLE_", "ENVIRONMENT", "INTERNAL_", "JWT_", "LOG_", "NOTIFICATION_", "OTEL_"),
+    *("REDIS_", "WEBSOCKET_"),
 )
 _TERMINAL = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS")
 

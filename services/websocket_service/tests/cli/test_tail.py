@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 if TYPE_CHECKING:
@@ -518,3 +519,50 @@ async def test_tls_where_there_is_none_is_one_line(console: Console, dev: Dev) -
     assert result.status == 1
     (line,) = result.error_lines
     assert line.endswith("no TLS there: try ws://")
+
+
+async def test_an_expiring_token_is_renewed(console: Console) -> None:
+    """A tail that can make tokens keeps its connection when the one it has is about to expire."""
+    answers: list[dict[str, str]] = []
+
+    async def renewing(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send('{"type":"token_expiring","expires_in_ms":1000}')
+        answers.append(json.loads(await connection.recv()))
+        await connection.send(
+            '{"type":"token_refreshed","token_expires_at":"2030-01-01T00:00:00Z"}'
+        )
+        await connection.send(json.dumps(notification(1)))
+        await connection.wait_closed()
+
+    async with (
+        service(renewing) as url,
+        console.start(
+            "tail", "--url", url, "--user", "u", "--count", "1", JWT_SECRET_KEY="k" * 40
+        ) as tail,
+    ):
+        assert "event_1" in await tail.line()
+        result = await tail.ended()
+    assert result.status == 0
+    ((answer),) = answers
+    assert answer.keys() == {"type", "token"}
+    assert answer["type"] == "authenticate"
+    assert answer["token"].count(".") == 2
+
+
+async def test_a_token_that_was_given_is_not_renewed(console: Console) -> None:
+    """A tail that was given its token has no other one to send."""
+
+    async def expiring(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send('{"type":"token_expiring","expires_in_ms":1000}')
+        await connection.send(json.dumps(notification(1)))
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
+
+    async with (
+        service(expiring) as url,
+        console.start("tail", "--token", TOKEN, "--url", url, "--count", "1") as tail,
+    ):
+        assert "event_1" in await tail.line()
+        assert (await tail.ended()).status == 0
