@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -25,6 +26,9 @@ REPO = Path(__file__).parents[1]
 SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 15
+# Below what systems give to outgoing connections: with hundreds of those in a second one of them
+# would have the port before the process that it was meant for.
+LISTENING_PORTS = range(10_000, 32_768)
 CONTROL_CHANNEL = 1
 """Of a process's subscriptions, the one that is its own."""
 HYPERCORN = (sys.executable, "-m", "hypercorn", "services.websocket_service.main:app", "--bind")
@@ -47,11 +51,12 @@ def token(user: str = "teacher-1", **claims: Any) -> str:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on, and that no outgoing connection is given."""
+    while True:
+        port = secrets.choice(LISTENING_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class ServiceProcess:
@@ -104,6 +109,7 @@ class ServiceProcess:
         except BaseException as error:
             await self._kill()
             error.add_note(self.output())
+            self._log.close()
             raise
         return self
 

@@ -217,6 +217,7 @@ class ServiceProvider(Provider):
                 client,
                 channel_prefix=settings.REDIS_CHANNEL_PREFIX,
                 lifetime_s=settings.WEBSOCKET_TICKET_LIFETIME,
+                leeway_s=settings.JWT_LEEWAY_SECONDS,
             )
         )
 

@@ -20,7 +20,8 @@ Figures: Python 3.11, uvloop, 500 clients of 250-byte payloads, 2,000 idle conne
 - `TunedH11Protocol`: headers over the limit would pass if they come at once. No HTTP/2, which
   anybody may ask for in clear text: its streams buffer without a bound for a client that does not
   read (500 MB in a test), and none of what is said here of a transport holds for one stream of
-  many.
+  many. And a request that says twice where it ends would be served, with what may be hidden behind
+  it.
 - `TunedTCPServer`: nothing else leads from a stream to its transport, and only aborting that
   releases a peer which has stopped reading. One HTTP client that does so in mid-response would keep
   the process from ever ending: Hypercorn's graceful timeout cancels the connection's task, which

@@ -76,7 +76,8 @@ async def issue_ticket(
             service, _OPERATION, "redis", "Tickets are unavailable", correlation_id
         )
     lifetime = min(
-        timedelta(seconds=settings.WEBSOCKET_TICKET_LIFETIME), claims.expires_at - utc_now()
+        timedelta(seconds=settings.WEBSOCKET_TICKET_LIFETIME),
+        claims.expires_at - utc_now() + timedelta(seconds=settings.JWT_LEEWAY_SECONDS),
     )
     return {
         "ticket": ticket,

@@ -37,7 +37,8 @@ return claims
 class TicketStore:
     """Issues tickets for verified claims and takes them back; all raise redis-py's exceptions.
 
-    A ticket lives for `lifetime_s` seconds, and no longer than the token that it stands for.
+    A ticket lives for `lifetime_s` seconds, and no longer than the token that it stands for, which
+    counts for `leeway_s` past its expiry (JWT_LEEWAY_SECONDS).
     """
 
     def __init__(
@@ -46,15 +47,17 @@ class TicketStore:
         *,
         channel_prefix: str = DEFAULT_CHANNEL_PREFIX,
         lifetime_s: float,
+        leeway_s: float = 0,
     ) -> None:
         self._client = client
         self._channel_prefix = channel_prefix
         self._lifetime = timedelta(seconds=lifetime_s)
+        self._leeway = timedelta(seconds=leeway_s)
 
     async def issue(self, claims: JWTClaims) -> str:
         """A new ticket: 43 characters that need no escaping in a URL."""
         ticket = secrets.token_urlsafe(TICKET_BYTES)
-        lifetime = min(self._lifetime, claims.expires_at - utc_now())
+        lifetime = min(self._lifetime, self._left(claims))
         lifetime_ms = max(1, lifetime // timedelta(milliseconds=1))
         await self._client.run_script(_KEEP, [self._key(ticket)], [_encode(claims), lifetime_ms])
         return ticket
@@ -69,7 +72,10 @@ class TicketStore:
             return None
         kept = await self._client.run_script(_TAKE, [self._key(ticket)], [])
         claims = None if kept is None else _parse(kept)
-        return claims if claims is not None and claims.expires_at > utc_now() else None
+        return claims if claims is not None and self._left(claims) > timedelta(0) else None
+
+    def _left(self, claims: JWTClaims) -> timedelta:
+        return claims.expires_at - utc_now() + self._leeway
 
     def _key(self, ticket: str) -> KeyName:
         return ticket_key(hashlib.sha256(ticket.encode()).hexdigest(), self._channel_prefix)
