@@ -121,7 +121,9 @@ class TunedWSStream(WSStream):
 
     async def _answer(self, subprotocol: str | None) -> None:
         """Answer the upgrade, and hand the transport over."""
-        if self.closed:
+        if self.closed or self._server.transport.is_closing():
+            # An upgrade that crosses with the end of an idle connection: nobody reads the answer.
+            self._wire.lost()
             return
         self.state = ASGIWebsocketState.CONNECTED
         # Hypercorn would agree on what it offers itself.
