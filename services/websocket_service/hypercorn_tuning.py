@@ -27,7 +27,6 @@ Figures: Python 3.11, uvloop, 500 clients of 250-byte payloads, 2,000 idle conne
   the process from ever ending: Hypercorn's graceful timeout cancels the connection's task, which
   then waits for the transport's last byte. The kernel would hold megabytes for a slow peer, and try
   for a quarter of an hour to reach one that is gone.
-- `_IdleTimer`: two tasks for each connection.
 - `TunedLogger`: its lines would appear twice, once in a format of their own.
 - `TunedWorkerContext`: the application hears of a shutdown last, when its sockets have been cut.
   Here it is asked first, while everything still works. And a worker of plain Hypercorn that SIGTERM
@@ -51,7 +50,7 @@ import h11
 import hypercorn.asyncio.run
 import hypercorn.protocol
 import hypercorn.protocol.h11
-from hypercorn.asyncio.task_group import TaskGroup, _handle
+from hypercorn.asyncio.task_group import _handle
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.config import Config
@@ -77,7 +76,6 @@ _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _server: ContextVar["TunedTCPServer"] = ContextVar("server")
 _before_shutdown: list[Callable[[], Awaitable[None]]] = []
 _transports: set[asyncio.Transport] = set()
-_idle: set["_IdleTimer"] = set()
 _applications: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 # What is left after the drain is HTTP. Shorter than Hypercorn's default graceful timeout of 3 s.
 _LAST_RESPONSES_S: Final = 2.0
@@ -280,40 +278,6 @@ def _refuse(*_: object) -> NoReturn:
     raise RuntimeError("a WebSocket's application is no WSGI application")
 
 
-class _IdleTimer:
-    """Ends a connection that has asked for nothing for too long, or when the server stops.
-
-    In place of Hypercorn's own, which is two tasks.
-    """
-
-    def __init__(self, server: "TunedTCPServer") -> None:
-        self._server = server
-        self._timer: asyncio.TimerHandle | None = None
-        self._task_group: TaskGroup | None = None
-
-    async def restart(self, task_group: TaskGroup, _action: Callable[[], Awaitable[None]]) -> None:
-        await self.stop()
-        self._task_group = task_group
-        self._timer = asyncio.get_running_loop().call_later(
-            self._server.config.keep_alive_timeout, self.end
-        )
-        _idle.add(self)
-        if self._server.context.terminated.is_set():
-            self.end()
-
-    async def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            _idle.discard(self)
-
-    def end(self) -> None:
-        """The time is over."""
-        _idle.discard(self)
-        if self._task_group is not None:
-            self._task_group.spawn(self._server._initiate_server_close)  # noqa: SLF001
-
-
 class TunedTCPServer(TCPServer):
     """Lets the streams of a connection find it, and one of them take its transport."""
 
@@ -331,7 +295,6 @@ class TunedTCPServer(TCPServer):
         transport = self.transport
         _transports.add(transport)
         self._bound_kernel()
-        self.idle_task = _IdleTimer(self)  # type: ignore[assignment]
         try:
             # Nobody but Hypercorn cancels this, at its graceful timeout. Passed on, asyncio (up
             # to 3.12) logs a traceback for it.
@@ -392,8 +355,6 @@ class _ShutdownEvent(EventWrapper):
             await asyncio.gather(*(callback() for callback in _before_shutdown))
         finally:
             await super().set()
-            for timer in tuple(_idle):
-                timer.end()
             loop = asyncio.get_running_loop()
             loop.call_later(_LAST_RESPONSES_S, _abort_all)
             for number in (signal.SIGINT, signal.SIGTERM):
