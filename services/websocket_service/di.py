@@ -207,8 +207,10 @@ class ServiceProvider(Provider):
             yield leases
 
     @provide
-    def places(self, settings: Settings, leases: ConnectionLeases) -> LeasesProtocol:
-        return ConnectionPlaces(leases, settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER)
+    def places(
+        self, settings: Settings, leases: ConnectionLeases, control: ConnectionControl
+    ) -> LeasesProtocol:
+        return ConnectionPlaces(leases, control, settings.WEBSOCKET_MAX_CONNECTIONS_PER_USER)
 
     @provide
     def tickets(self, settings: Settings, client: RedisClient) -> TicketsProtocol:
@@ -239,17 +241,21 @@ class ServiceProvider(Provider):
         self,
         settings: Settings,
         backplane: BackplaneProtocol,
+        health: BackplaneHealthProtocol,
         control: ConnectionControl,
         revocations: TokenRevocations,
+        leases: ConnectionLeases,
         hub: ConnectionHub,
     ) -> AsyncIterator[RevocationsProtocol]:
         live = LiveControl(hub)
         async with ControlListener(
             backplane,
+            health,
             control.channel,
             revocations,
             on_revoked=live.on_revoked,
             on_disconnect=live.on_disconnect,
+            on_confirm=leases.renew_now,
             patience_s=settings.REDIS_TIMEOUT,
         ) as listener:
             yield listener

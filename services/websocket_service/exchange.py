@@ -314,6 +314,8 @@ class Exchange:
             elif await terms.revocations.is_revoked(claims):
                 result = "token_revoked"
                 connection.close(TOKEN_REVOKED)
+            elif connection.closing.done():
+                result = "too_late"
             else:
                 result = "refreshed"
                 connection.renew(claims)

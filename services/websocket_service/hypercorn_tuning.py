@@ -57,7 +57,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as TransportEvent
 from hypercorn.logging import Logger
-from hypercorn.protocol.events import Event, Request, StreamClosed
+from hypercorn.protocol.events import Body, Data, Event, Request, StreamClosed
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Scope
@@ -70,6 +70,7 @@ _Send = Callable[[ASGISendEvent | None], Awaitable[None]]
 WIRE_EXTENSION: Final = "huleedu.wire"
 _LISTS: Final = frozenset({b"sec-websocket-protocol", b"sec-websocket-extensions"})
 _LENGTHS: Final = frozenset({b"content-length", b"transfer-encoding"})
+_ANSWERED: Final = frozenset({ASGIWebsocketState.RESPONSE, ASGIWebsocketState.HTTPCLOSED})
 # 16 bytes in base64 (RFC 6455, section 4.1).
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
@@ -107,6 +108,9 @@ class TunedWSStream(WSStream):
         """Leave nothing open that was refused."""
         if isinstance(event, Request):
             event = _parsable(event)
+        elif isinstance(event, Body | Data) and self.state in _ANSWERED:
+            # What follows a 404 is nobody's: Hypercorn would answer a second time, and fail at it.
+            return
         was_closed = self.closed
         await super().handle(event)
         if isinstance(event, StreamClosed):

@@ -61,6 +61,10 @@ class RevocationsProtocol(Protocol):
         """Whether all are known that there are, as far as can be told."""
         ...
 
+    def is_known(self, claims: JWTClaims) -> bool:
+        """True for a token that is known to be revoked, whether all that are are known or not."""
+        ...
+
     async def is_revoked(self, claims: JWTClaims) -> bool:
         """Waits until it can be known, for a while.
 

@@ -147,8 +147,9 @@ class SessionServer:
                 async with self._backplane.subscribe(channel) as payloads:
                     # Once subscribed: what is published from now on waits there.
                     opening = await self._history(connection, upgrade)
-                    # Whatever was revoked before Redis has answered this is known by now.
-                    await self._require_unrevoked(connection.claims, upgrade)
+                    # Late, so that little can have been revoked since; what is, ends it.
+                    if await self._revocations.is_revoked(connection.claims):
+                        self._reject_revoked(upgrade)
                     exchange = Exchange(self._terms, socket, connection)
                     if connection.closing.done():
                         return connection.closing.result()
@@ -180,23 +181,14 @@ class SessionServer:
                 connection.correlation_id,
             )
 
-    async def _require_unrevoked(self, claims: JWTClaims, upgrade: Upgrade) -> None:
-        if await self._revocations.is_revoked(claims):
-            raise_authentication_error(
-                self._service,
-                "authenticate",
-                TOKEN_REVOKED.message,
-                upgrade.correlation_id,
-                reason=TOKEN_REVOKED.why,
-            )
-
     async def _authenticate(self, upgrade: Upgrade) -> JWTClaims:
         result = "unverifiable"
         with trace_operation(self._tracer, "websocket.validate_token") as span:
             try:
                 claims = await self._claims(upgrade)
-                # First, so that nothing of the user's is spent on it.
-                await self._require_unrevoked(claims, upgrade)
+                if self._revocations.is_known(claims):
+                    # Nothing of the user's is spent on it.
+                    self._reject_revoked(upgrade)
             except HuleEduError as error:
                 result = str(error.error_detail.details.get("reason", result))
                 raise
@@ -220,7 +212,10 @@ class SessionServer:
             self._reject(upgrade, "Ticket is unknown, used or too old", "invalid_ticket")
         return claims
 
-    def _reject(self, upgrade: Upgrade, message: str, reason: str) -> NoReturn:
+    def _reject_revoked(self, upgrade: Upgrade) -> NoReturn:
+        self._reject(upgrade, TOKEN_REVOKED.message, TOKEN_REVOKED.why)
+
+    def _reject(self, upgrade: Upgrade, message: str, reason: str | None) -> NoReturn:
         raise_authentication_error(
             self._service, "authenticate", message, upgrade.correlation_id, reason=reason
         )

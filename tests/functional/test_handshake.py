@@ -207,3 +207,15 @@ async def trickle(service: ServiceProcess) -> None:
             assert await ended == b""
     finally:
         writer.close()
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "/healthz", "/v1/tickets"])
+async def test_what_follows_an_upgrade_to_nowhere(service: ServiceProcess, target: str) -> None:
+    """Whoever goes on after a refusal is hung up on, and no log line looks like a defect."""
+    async with raw_websocket(service.port, target=target) as client:
+        assert client.status in {400, 404, 405}
+        await client.send(frame(Opcode.TEXT, b"hello"))
+        await client.send(frame(Opcode.CLOSE, b"\x03\xe8"))
+        await client.drained()
+    await nobody_is_left(service)
+    assert "Traceback" not in service.output()

@@ -1,5 +1,6 @@
 """A revoked token ends its connections and opens none, in every process and after every restart."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -127,8 +128,8 @@ async def test_a_revocation_outlives_everything() -> None:
 
 async def test_while_a_process_is_cut_off(redis_server: RedisServer) -> None:
     """A process that Redis does not reach lets nobody in, and hears of it when it does again."""
-    jti = str(uuid4())
-    bearer = token(str(uuid4()), jti=jti)
+    jti, user = str(uuid4()), str(uuid4())
+    bearer = token(user, jti=jti)
     async with (
         TcpProxy(redis_server.port) as proxy,
         ServiceProcess(redis_server.url) as near,
@@ -136,6 +137,7 @@ async def test_while_a_process_is_cut_off(redis_server: RedisServer) -> None:
         near.connect(bearer=bearer) as here,
         far.connect(bearer=bearer) as there,
         far.connect() as spared,
+        far.connect(bearer=token(user), subprotocols=[V1]) as renewing,
         identity_service(redis_server) as revocations,
     ):
         await proxy.refuse()
@@ -146,8 +148,14 @@ async def test_while_a_process_is_cut_off(redis_server: RedisServer) -> None:
         assert await outcome(near, bearer) == REVOKED
         assert await outcome(far, bearer) == UNKNOWN_FOR_NOW
         await (await there.ping())
+        renewal = json.dumps({"type": "authenticate", "token": bearer})
+        assert json.loads(await renewing.recv())["type"] == WELCOME
+        await renewing.send(renewal)
+        assert json.loads(await renewing.recv())["error"]["code"] == "CONNECTION_ERROR"
         await proxy.accept()
         assert_revoked(await closed(there))
+        await renewing.send(renewal)
+        assert_revoked(await closed(renewing))
         await (await spared.ping())
 
         async def serves() -> bool:

@@ -72,7 +72,7 @@ def test_moments_are_exact(moment: datetime) -> None:
 @example(payload=b'{"type":"disconnect","user_id":null,"connection_id":null}')
 @example(payload=b'{"type":"disconnect","user_id":["a"]}')
 @example(payload=b'{"type":"disconnect","user_id":"a","reconnect":1}')
-@example(payload=b'{"type":"disconnect","user_id":"%b"}' % (b"x" * 257))
+@example(payload=b'{"type":"disconnect","user_id":"%b"}' % (b"x" * (MAX_ID_BYTES + 1)))
 @example(payload=rb'{"type":"disconnect","user_id":"\ud800"}')
 @example(payload=b'{"type":"revoked","token_id":"t"}')
 @example(payload=b'{"type":"revoked","token_id":"t","expires_at_us":true}')

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from common_core.timestamps import utc_now
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
 from huleedu_service_libs.connection_control import (
+    ConfirmLeases,
     ControlMessageError,
     Disconnect,
     Revoked,
@@ -35,7 +36,11 @@ from huleedu_service_libs.redis_commands import DEFAULT_TIMEOUT_S
 from huleedu_service_libs.revocation_list import Revocation, RevocationList
 from huleedu_service_libs.subscription import SubscriptionOverflowError
 from huleedu_service_libs.token_revocations import TokenRevocations
-from services.websocket_service.protocols import BackplaneProtocol, BackplaneUnavailableError
+from services.websocket_service.protocols import (
+    BackplaneHealthProtocol,
+    BackplaneProtocol,
+    BackplaneUnavailableError,
+)
 
 logger = create_service_logger(__name__)
 
@@ -43,6 +48,7 @@ FIRST_RETRY_DELAY_S: Final = 0.05
 # Open connections have to learn within a second of Redis' return.
 MAX_RETRY_DELAY_S: Final = 0.4
 FORGET_INTERVAL_S: Final = 60.0
+PROOF_INTERVAL_S: Final = 0.05
 # All processes notice at once, and one is enough.
 RESTORE_WITHIN_S: Final = 2.0
 
@@ -57,18 +63,22 @@ class ControlListener:
     def __init__(
         self,
         backplane: BackplaneProtocol,
+        health: BackplaneHealthProtocol,
         channel: str,
         revocations: TokenRevocations,
         *,
         on_revoked: Callable[[Revocation], None],
         on_disconnect: Callable[[Disconnect], None],
+        on_confirm: Callable[[str], None],
         patience_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._backplane = backplane
+        self._health = health
         self._channel = channel
         self._revocations = revocations
         self._on_revoked = on_revoked
         self._on_disconnect = on_disconnect
+        self._on_confirm = on_confirm
         self._patience_s = patience_s
         self._list = RevocationList()
         self._current = asyncio.Event()
@@ -99,15 +109,25 @@ class ControlListener:
     @property
     def is_current(self) -> bool:
         """Whether all revocations are known that Redis has, as far as can be told."""
-        return self._current.is_set()
+        return self._current.is_set() and self._health.hears
+
+    def is_known(self, claims: JWTClaims) -> bool:
+        """True for a token that is known to be revoked, however old that knowledge is."""
+        return self._list.covers(claims)
 
     async def is_revoked(self, claims: JWTClaims) -> bool:
         """The same as `covers`, but waits for what is not known yet, for `patience_s` at most."""
         if not self.is_current and not self._list.covers(claims):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._patience_s):
-                    await self._current.wait()
+            await self._until_current()
         return self.covers(claims)
+
+    async def _until_current(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_s):
+                await self._current.wait()
+                # Proven within milliseconds of a connection's beginning, or not for long.
+                while not self.is_current:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(PROOF_INTERVAL_S)
 
     def covers(self, claims: JWTClaims) -> bool:
         """True for a revoked token.
@@ -198,6 +218,8 @@ class ControlListener:
                 self._learn(revocation)
             case Disconnect():
                 self._on_disconnect(message)
+            case ConfirmLeases(user_id):
+                self._on_confirm(user_id)
 
     def _learn(self, revocation: Revocation) -> None:
         if self._list.add(revocation):

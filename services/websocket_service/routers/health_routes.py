@@ -63,7 +63,7 @@ async def readyz(
         "draining": "yes" if hub.draining else "no",
         "capacity": "full" if hub.full else "ok",
         "token_key": validator.problem or "ok",
-        "revocations": "ok" if revocations.is_current else "not loaded yet",
+        "revocations": "ok" if revocations.is_current else "not known at present",
     }
     ready = checks == _READY
     return {

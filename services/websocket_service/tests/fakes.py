@@ -579,6 +579,9 @@ class MemoryRevocations:
         self.token_ids: set[str | None] = set()
         self.is_current = True
 
+    def is_known(self, claims: JWTClaims) -> bool:
+        return claims.token_id in self.token_ids
+
     async def is_revoked(self, claims: JWTClaims) -> bool:
         if not self.is_current:
             raise BackplaneUnavailableError("the revocations are not loaded yet")

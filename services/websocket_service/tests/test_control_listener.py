@@ -44,6 +44,7 @@ class Heard:
     def __init__(self) -> None:
         self.revocations: list[Revocation] = []
         self.disconnects: list[Disconnect] = []
+        self.confirmations: list[str] = []
         self.fails = False
         self._more = asyncio.Event()
 
@@ -56,6 +57,10 @@ class Heard:
 
     def on_disconnect(self, message: Disconnect) -> None:
         self.disconnects.append(message)
+        self._more.set()
+
+    def on_confirm(self, user_id: str) -> None:
+        self.confirmations.append(user_id)
         self._more.set()
 
     async def count(self, revocations: int, disconnects: int = 0) -> None:
@@ -77,10 +82,12 @@ def revocations_of(client: RedisClient) -> TokenRevocations:
 def listener_of(client: RedisClient, heard: Heard) -> ControlListener:
     return ControlListener(
         RedisBackplane(client),
+        RedisBackplane(client),
         ConnectionControl(client).channel,
         revocations_of(client),
         on_revoked=heard.on_revoked,
         on_disconnect=heard.on_disconnect,
+        on_confirm=heard.on_confirm,
     )
 
 
@@ -344,10 +351,12 @@ async def test_list_that_cannot_be_read(server: RedisServer) -> None:
             client_of(lists) as list_client,
             ControlListener(
                 RedisBackplane(client),
+                RedisBackplane(client),
                 ConnectionControl(client).channel,
                 revocations_of(list_client),
                 on_revoked=heard.on_revoked,
                 on_disconnect=heard.on_disconnect,
+                on_confirm=heard.on_confirm,
             ) as listener,
             Redis(port=server.port) as admin,
         ):

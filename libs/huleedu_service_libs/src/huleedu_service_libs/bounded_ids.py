@@ -4,8 +4,8 @@ from typing import Final, TypeGuard
 
 from huleedu_service_libs.error_handling import raise_validation_error
 
-MAX_ID_BYTES: Final = 256
-"""Of UTF-8. All that is said about ids is kept for long, by Redis and by every process."""
+MAX_ID_BYTES: Final = 16_384
+"""Of UTF-8: as long as any that a token could hold, so that whoever gets in can be put out."""
 
 
 def is_bounded_id(value: object) -> TypeGuard[str]:

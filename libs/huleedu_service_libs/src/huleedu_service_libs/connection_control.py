@@ -20,7 +20,7 @@ from huleedu_service_libs.redis_channels import (
 )
 from huleedu_service_libs.revocation_list import Revocation
 
-MAX_MESSAGE_BYTES: Final = 4096
+MAX_MESSAGE_BYTES: Final = 200_000
 """Two ids of control characters, which JSON writes with six bytes each, and all else fit."""
 
 
@@ -48,7 +48,14 @@ class Disconnect:
             raise ValueError("a disconnect has a user_id or a connection_id")
 
 
-ControlMessage = Revoked | Disconnect
+@dataclass(frozen=True, slots=True)
+class ConfirmLeases:
+    """Whoever has connections of the user proves that it is alive: it renews their leases now."""
+
+    user_id: str
+
+
+ControlMessage = Revoked | Disconnect | ConfirmLeases
 
 
 class ControlMessageError(ValueError):
@@ -74,6 +81,8 @@ def encode(message: ControlMessage) -> bytes:
                 "connection_id": message.connection_id,
                 "reconnect": message.reconnect,
             }
+        case ConfirmLeases(user_id):
+            fields = {"type": "confirm_leases", "user_id": user_id}
     said = {name: value for name, value in fields.items() if value is not None}
     return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -96,6 +105,8 @@ def parse(payload: bytes) -> ControlMessage:
                 return Revoked(fields.revocation())
             case "disconnect":
                 return fields.disconnect()
+            case "confirm_leases":
+                return fields.confirm_leases()
             case _:
                 raise ControlMessageError("its type is unknown")
     except OverflowError:
@@ -131,6 +142,12 @@ class _Fields:
             connection_id=self._id("connection_id"),
             reconnect=reconnect,
         )
+
+    def confirm_leases(self) -> ConfirmLeases:
+        user_id = self._id("user_id")
+        if user_id is None:
+            raise ControlMessageError("user_id is missing")
+        return ConfirmLeases(user_id)
 
     def _id(self, name: str) -> str | None:
         value = self._values.get(name)
@@ -187,3 +204,10 @@ class ConnectionControl:
             raise_missing_required_field(self._service, operation, "user_id", None)
         message = Disconnect(user_id=user_id, connection_id=connection_id, reconnect=reconnect)
         await self._client.publish(self._channel, encode(message))
+
+    async def confirm_leases(self, user_id: str) -> None:
+        """Ask for what `ConfirmLeases` says. Errors are those of `disconnect`."""
+        check_bounded_id(
+            user_id, field="user_id", service=self._service, operation="confirm_leases"
+        )
+        await self._client.publish(self._channel, encode(ConfirmLeases(user_id)))

@@ -26,7 +26,7 @@ from redis import exceptions
 
 from huleedu_service_libs.admission import Admission
 from huleedu_service_libs.lease_releases import Release, UnconfirmedReleases
-from huleedu_service_libs.lease_scripts import COUNT, READ, LeaseScripts
+from huleedu_service_libs.lease_scripts import CLOCK, COUNT, READ, LeaseScripts
 from huleedu_service_libs.protocols import AtomicRedisClientProtocol
 from huleedu_service_libs.redis_channels import (
     DEFAULT_CHANNEL_PREFIX,
@@ -62,12 +62,13 @@ class Lease:
 class _Held:
     """The leases of one user that this process holds."""
 
-    __slots__ = ("connection_ids", "is_being_renewed", "renewal")
+    __slots__ = ("connection_ids", "in_doubt_until", "is_being_renewed", "renewal")
 
     def __init__(self, connection_ids: tuple[str, ...], renewal: ScriptCall) -> None:
         self.connection_ids = connection_ids
         self.renewal = renewal
         self.is_being_renewed = False
+        self.in_doubt_until = float("-inf")
 
 
 class ConnectionLeases:
@@ -96,7 +97,7 @@ class ConnectionLeases:
         self._held: dict[str, _Held] = {}
         self._acquiring: set[tuple[str, str]] = set()
         self._unconfirmed = UnconfirmedReleases()
-        self._releasing: set[asyncio.Future[Any]] = set()
+        self._queued: set[asyncio.Future[Any]] = set()
         # Until then a renewal that nobody has answered may still be carried out.
         self._doubt_ends_at = float("-inf")
         self._is_renewing_well = True
@@ -122,13 +123,18 @@ class ConnectionLeases:
                     self._release_now(user_id, connection_id)
             for user_id, connection_id in list(self._acquiring):
                 self._release_now(user_id, connection_id)
-            while self._releasing:
-                await asyncio.wait(self._releasing)
+            while self._queued:
+                await asyncio.wait(self._queued)
         finally:
             await self._batches.aclose()
 
-    async def acquire(self, user_id: str, connection_id: str, *, limit: int) -> Admission:
+    async def acquire(
+        self, user_id: str, connection_id: str, *, limit: int, renewed_since: float = 0
+    ) -> Admission:
         """Take one of the user's `limit` places.
+
+        Leases that were not renewed for half a duration, or since `renewed_since` (which `clock`
+        told) if that is given, count as lapsing: `FULL_FOR_NOW`.
 
         A `connection_id` is good for one place ever: raises ValueError for one that is in use or
         was released a short while ago. Raises redis-py's exceptions; what it may have taken then,
@@ -143,7 +149,7 @@ class ConnectionLeases:
         releases = itertools.islice(
             self._unconfirmed.of_user(user_id).items(), MAX_RELEASES_BEFORE_ACQUIRE
         )
-        args = [connection_id, limit, *_release_args(releases)]
+        args = [connection_id, limit, f"{renewed_since:.6f}", *_release_args(releases)]
         self._acquiring.add(place)
         try:
             reply = await self._batches.run(self._scripts.acquire.call(key, args))
@@ -173,7 +179,7 @@ class ConnectionLeases:
         now = asyncio.get_running_loop().time()
         held = self._held.get(user_id)
         if held is not None and connection_id in held.connection_ids:
-            in_doubt = held.is_being_renewed or now < self._doubt_ends_at
+            in_doubt = held.is_being_renewed or now < max(self._doubt_ends_at, held.in_doubt_until)
             self._hold(user_id, tuple(id_ for id_ in held.connection_ids if id_ != connection_id))
         elif (user_id, connection_id) in self._acquiring:
             self._acquiring.remove((user_id, connection_id))
@@ -184,15 +190,38 @@ class ConnectionLeases:
         if self._unconfirmed.add(user_id, connection_id, release):
             args = _release_args([(connection_id, release)])
             confirmation = self._batches.queue(self._scripts.release.call(self._key(user_id), args))
-            self._releasing.add(confirmation)
+            self._queued.add(confirmation)
             confirmation.add_done_callback(partial(self._on_release, user_id, connection_id))
 
     def _on_release(
         self, user_id: str, connection_id: str, confirmation: asyncio.Future[Any]
     ) -> None:
-        self._releasing.discard(confirmation)
+        self._queued.discard(confirmation)
         if not confirmation.cancelled() and confirmation.exception() is None:
             self._unconfirmed.confirm(user_id, connection_id)
+
+    def renew_now(self, user_id: str) -> None:
+        """Prove that what is held for the user is alive, without waiting for the next renewal."""
+        held = self._held.get(user_id)
+        if held is None or self._renewing is None:
+            return
+        # A release may overtake it.
+        held.in_doubt_until = asyncio.get_running_loop().time() + self._duration_s
+        renewal = self._batches.queue(held.renewal)
+        self._queued.add(renewal)
+        renewal.add_done_callback(self._on_renewal)
+
+    def _on_renewal(self, renewal: asyncio.Future[Any]) -> None:
+        self._queued.discard(renewal)
+        if not renewal.cancelled() and renewal.exception() is not None:
+            logger.warning("leases could not be confirmed: %s", renewal.exception())
+
+    async def clock(self, user_id: str) -> float:
+        """Seconds, by the clock of the server that has the user's leases.
+
+        Raises redis-py's exceptions.
+        """
+        return float(await self._client.run_script(CLOCK, [self._key(user_id)], []))
 
     async def of_user(self, user_id: str) -> list[Lease]:
         """The user's leases that have not lapsed, the one that ends first in front.

@@ -56,15 +56,16 @@ end
 
 _ACQUIRE: Final = """
 local function run(key, first, last)
-  local id, limit = ARGV[first], tonumber(ARGV[first + 1])
+  local id, limit, since = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
+  local fresh_until = since > 0 and since + $duration_s or now + $fresh_s
   drop_lapsed(key)
-  release(key, first + 2, last)
+  release(key, first + 3, last)
   local reply = 'granted'
   if is_released(key, id) then
     reply = 'released'
   elseif redis.call('ZSCORE', key, id) or redis.call('ZCOUNT', key, 0, '+inf') < limit then
     redis.call('ZADD', key, ends_at, id)
-  elseif redis.call('ZCOUNT', key, now + $fresh_s, '+inf') < limit then
+  elseif redis.call('ZCOUNT', key, fresh_until, '+inf') < limit then
     reply = 'full_for_now'
   else
     reply = 'full'
@@ -158,7 +159,8 @@ class LeaseScripts:
     """The scripts that change leases of one duration."""
 
     acquire: LeaseScript
-    """Arguments: connection id, limit; then as for `release` what is to be released before.
+    """Arguments: connection id, limit, since when what is alive was renewed (by Redis' clock, 0 for
+    half a duration ago); then as for `release` what is to be released before.
     Replies with the text of an `Admission`, or `released` for an id that was released already."""
     renew: LeaseScript
     """Arguments: connection ids. Adds those that Redis has lost."""
@@ -178,6 +180,9 @@ class LeaseScripts:
 
 COUNT: Final = LeaseScript.of(_COUNT)
 """How many leases have not lapsed. No arguments."""
+
+CLOCK: Final = Script(f"{_CLOCK} return string.format('%.6f', now)")
+"""Seconds. KEYS: one on the server that is meant."""
 
 READ: Final = Script(
     f"{_CLOCK} return redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf', 'WITHSCORES')"

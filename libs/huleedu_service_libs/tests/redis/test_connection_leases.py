@@ -102,6 +102,24 @@ async def test_storm_of_reloads(leases: ConnectionLeases) -> None:
     assert set(answers) == {GRANTED}
 
 
+async def test_proof_of_life(client_anywhere: RedisClient) -> None:
+    """Whose process renews a lease when it is asked to is there; all other leases are lapsing."""
+    async with ConnectionLeases(client_anywhere) as one, ConnectionLeases(client_anywhere) as other:
+        await one.acquire("t", "a", limit=2)
+        await other.acquire("t", "b", limit=2)
+        asked_at = await one.clock("t")
+        one.renew_now("t")
+        answer = await one.acquire("t", "c", limit=2, renewed_since=asked_at)
+        assert answer is FULL_FOR_NOW
+        other.renew_now("t")
+        other.renew_now("nobody")
+        answer = await other.acquire("t", "d", limit=2, renewed_since=asked_at)
+        assert answer is FULL
+        one.release("t", "a")
+        assert await other.acquire("t", "e", limit=2) is GRANTED
+        assert await ids_of(one, "t") == {"b", "e"}
+
+
 async def test_release_of_nothing(leases: ConnectionLeases) -> None:
     """Giving back what one does not have changes nothing, for nobody."""
     await leases.acquire("t", "a", limit=1)

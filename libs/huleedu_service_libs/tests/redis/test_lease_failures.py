@@ -112,7 +112,7 @@ async def test_leaving_while_redis_is_away(start_server: StartServer) -> None:
         assert await leases.acquire("t", "a", limit=1) is Admission.GRANTED
         await server.kill()
         leases.release("t", "a")
-        await asyncio.wait(leases._releasing)
+        await asyncio.wait(leases._queued)
         await server.launch()
         assert await ids_of(leases, "t") == {"a"}
         assert await leases.acquire("t", "b", limit=1) is Admission.GRANTED
@@ -199,7 +199,7 @@ async def test_overtaken_renewal(server: RedisServer, logged: Logged, *, is_give
                 if is_given_up:
                     await asyncio.wait_for(given_up, GIVE_UP_AFTER_S)
             leases.release("t", "a")
-            await asyncio.wait(leases._releasing)
+            await asyncio.wait(leases._queued)
             client.arrival.set()
             await asyncio.wait(client.arrived)
             assert await leases.of_user("t") == []

@@ -98,7 +98,7 @@ class LeaseModel(RuleBasedStateMachine):
     @rule(limit=st.integers(1, LIMIT))
     def acquire(self, limit: int) -> None:
         self.number += 1
-        self._acquire(SCRIPTS.acquire.call(KEY, [f"c{self.number}", limit]))
+        self._acquire(SCRIPTS.acquire.call(KEY, [f"c{self.number}", limit, 0]))
 
     @precondition(lambda self: self.acquired)
     @rule(data=st.data())
@@ -106,7 +106,7 @@ class LeaseModel(RuleBasedStateMachine):
         self._acquire(data.draw(st.sampled_from(self.acquired)), again=True)
 
     def _acquire(self, call: ScriptCall, *, again: bool = False) -> None:
-        _, connection_id, limit, *released = call.args
+        _, connection_id, limit, _, *released = call.args
         assert isinstance(connection_id, str)
         assert isinstance(limit, int)
         self.forgotten()
@@ -150,7 +150,7 @@ class LeaseModel(RuleBasedStateMachine):
         id_ = data.draw(st.sampled_from(sorted(self.counting())))
         if with_next:
             self.number += 1
-            self._acquire(SCRIPTS.acquire.call(KEY, [f"c{self.number}", LIMIT, id_, 1]))
+            self._acquire(SCRIPTS.acquire.call(KEY, [f"c{self.number}", LIMIT, 0, id_, 1]))
         else:
             self.places[id_] = Place(DURATION_S, is_released=True)
             self.call(SCRIPTS.release.call(KEY, [id_, 1]))
