@@ -1,3 +1,5 @@
+from typing import Final
+
 from dishka import AsyncContainer
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from quart import Quart
@@ -18,6 +20,9 @@ from services.websocket_service.routers.websocket_routes import (
 )
 from services.websocket_service.startup_setup import Lifespan
 
+_BODY_TIMEOUT_S: Final = 10
+"""For a whole body; whoever is slower is answered 408."""
+
 
 def create_app(settings: Settings, container: AsyncContainer | None = None) -> Quart:
     """The ASGI application; its resources open with the server and close with it."""
@@ -27,6 +32,9 @@ def create_app(settings: Settings, container: AsyncContainer | None = None) -> Q
     container = container or create_container(settings)
     app = Quart(__name__)
     app.config["SERVICE_NAME"] = settings.SERVICE_NAME
+    app.config["BODY_TIMEOUT"] = _BODY_TIMEOUT_S
+    # Else a path with two slashes is answered with a redirect to whatever Host the request names.
+    app.url_map.merge_slashes = False
     register_error_handlers(app)
     for blueprint in (
         websocket_blueprint,

@@ -129,7 +129,9 @@ def _ping(frame: dict[str, Any]) -> Ping | InvalidFrame:
     if "nonce" not in frame:
         return InvalidFrame("nonce", "Field 'nonce' is missing")
     if not _fits_nonce(frame["nonce"]):
-        return InvalidFrame("nonce", f"Field 'nonce' must be JSON of {MAX_NONCE_BYTES} bytes")
+        return InvalidFrame(
+            "nonce", f"Field 'nonce' must be JSON of at most {MAX_NONCE_BYTES} bytes"
+        )
     return Ping(frame["nonce"])
 
 

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from websockets.exceptions import ConnectionClosed
 
+from huleedu_service_libs.bounded_ids import MAX_ID_BYTES
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.closes import assert_public_error, closed
@@ -169,6 +170,12 @@ async def test_callers_name_themselves(service: ServiceProcess, method: str, pat
             response = await caller.request(method, path, headers={b"X-Service-ID": wrong})
             error = error_of(response, 400, "VALIDATION_ERROR")
             assert error["details"]["field"] == "X-Service-ID"
+        for secret in (KEY, token(), f"by {token()}"[:64]):
+            response = await caller.request(method, path, headers={"X-Service-ID": secret})
+            error = error_of(response, 400, "VALIDATION_ERROR")
+            assert error["details"]["field"] == "X-Service-ID"
+            assert secret not in response.text
+            assert secret not in service.output()
         twice = [("X-Service-ID", "a"), ("X-Service-ID", "b")]
         error_of(await caller.request(method, path, headers=twice), 400, "VALIDATION_ERROR")
 
@@ -199,9 +206,15 @@ async def test_other_methods_are_refused(client: httpx.AsyncClient, method: str,
     assert response.headers["allow"]
 
 
-async def test_an_unknown_path_is_an_unknown_path(client: httpx.AsyncClient) -> None:
-    """What is not there is a 404, also below the API's own prefix."""
-    error_of(await client.get("/nothing"), 404, "RESOURCE_NOT_FOUND")
+@pytest.mark.parametrize("path", ["/nothing", "//v1/presence", "/internal//v1/presence"])
+async def test_an_unknown_path_is_an_unknown_path(service: ServiceProcess, path: str) -> None:
+    """What is not there is a 404, whatever Host is asked for, and never a redirect to it."""
+    prefix = "" if path.startswith("/internal") else "/internal"
+    headers = {**HEADERS, "Host": "evil.example.org"}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as caller:
+        response = await caller.get(f"http://127.0.0.1:{service.port}{prefix}{path}")
+    error_of(response, 404, "RESOURCE_NOT_FOUND")
+    assert "evil" not in f"{response.headers}{response.text}"
 
 
 # Publishing
@@ -377,6 +390,23 @@ async def test_other_types_than_json(client: httpx.AsyncClient, content_type: st
     error_of(response, 415, "INVALID_REQUEST")
 
 
+async def test_a_body_that_does_not_come(service: ServiceProcess) -> None:
+    """Who announces a body and sends half of it is told so, and the connection ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(
+        b"POST /internal/v1/notifications HTTP/1.1\r\nHost: x\r\nX-Service-ID: a\r\n"
+        b"X-Internal-API-Key: %b\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{" % KEY.encode()
+    )
+    async with asyncio.timeout(2 * GIVE_UP_AFTER_S):
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = json.loads(await reader.read())
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert_public_error(body["error"], "TIMEOUT")
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_a_body_over_the_limit(service: ServiceProcess) -> None:
     """A body over 16 MiB is refused by its announcement; one of just that size is read."""
     async with api(service) as caller:
@@ -409,6 +439,8 @@ async def test_a_body_over_the_limit(service: ServiceProcess) -> None:
         ("/history", ["user_id"]),
         ("/history?user_id=", ["user_id"]),
         ("/history?user_id=a&user_id=b", ["user_id"]),
+        ("/history?user_id=" + "a" * 4097, ["user_id"]),
+        ("/presence?user_id=" + "%c3%a9" * 2049, ["user_id"]),
         ("/history?user_id=a&limit=0", ["limit"]),
         ("/history?user_id=a&limit=1001", ["limit"]),
         ("/history?user_id=a&limit=x", ["limit"]),
@@ -626,6 +658,39 @@ async def test_a_connection_is_disconnected_in_another_process(redis_server: Red
         assert await stayer.numbers(1) == [1]
 
 
+@pytest.mark.parametrize("wrong", ["", "a", "A" * 32, "a" * 31, "a" * 33, "a" * 32 + "\n", token()])
+async def test_what_is_no_id_of_a_connection(
+    service: ServiceProcess, client: httpx.AsyncClient, wrong: str
+) -> None:
+    """Only an id as connections have it is taken: a token that is pasted there is not logged."""
+    response = await client.post("/disconnections", json={"connection_id": wrong})
+    error = error_of(response, 400, "VALIDATION_ERROR")
+    assert error["details"]["validation_errors"][0]["location"] == ["connection_id"]
+    if len(wrong) > 33:
+        assert wrong not in service.output() + response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/revocations", "token_id"),
+        ("/revocations", "jti"),
+        ("/revocations", "user_id"),
+        ("/disconnections", "user_id"),
+    ],
+)
+async def test_a_token_is_no_id(
+    service: ServiceProcess, client: httpx.AsyncClient, path: str, field: str
+) -> None:
+    """Who pastes a token where an id belongs is told so, and it is not logged."""
+    whole = token()
+    for wrong in (whole, f"Bearer {whole}"):
+        response = await client.post(path, json={field: wrong})
+        error = error_of(response, 400, "VALIDATION_ERROR")
+        assert error["details"]["validation_errors"][0]["location"] == [field]
+        assert whole not in service.output() + response.text
+
+
 @pytest.mark.parametrize("field", ["token_id", "jti", "user_id"])
 async def test_revocation_reaches_every_process(redis_server: RedisServer, field: str) -> None:
     """A revoked token's connections end in every process, and it opens none in any."""
@@ -668,6 +733,14 @@ async def test_revocation_as_it_is_kept(client: httpx.AsyncClient) -> None:
     assert datetime.fromisoformat(made["expires_at"]) == expires_at
 
 
+async def test_revocation_of_what_has_expired(client: httpx.AsyncClient) -> None:
+    """An expiry that has passed counts as unknown: a wrong clock lifts no revocation."""
+    now = datetime.now(UTC)
+    body = {"token_id": "t-2", "expires_at": (now - timedelta(hours=1)).isoformat()}
+    made = (await client.post("/revocations", json=body)).json()
+    assert datetime.fromisoformat(made["expires_at"]) > now + timedelta(days=1)
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -681,7 +754,7 @@ async def test_revocation_as_it_is_kept(client: httpx.AsyncClient) -> None:
         ({"user_id": "a", "expires_at": "2026-01-01T00:00:00Z"}, 400),
         ({"token_id": "a", "jti": "a"}, 400),
         ({"token_id": "a", "user_id": "a"}, 400),
-        ({"token_id": "é" * 200}, 400),
+        ({"token_id": "é" * MAX_ID_BYTES}, 400),
         ({"token_id": ""}, 400),
     ],
 )
@@ -723,7 +796,7 @@ async def test_redis_away(failure: signal.Signals) -> None:
                 await caller.get("/presence", params={"user_id": "a"}),
                 await caller.get("/presence"),
                 await caller.post("/disconnections", json={"user_id": "a"}),
-                await caller.post("/disconnections", json={"connection_id": "a"}),
+                await caller.post("/disconnections", json={"connection_id": "a" * 32}),
                 await caller.post("/revocations", json={"user_id": "a"}),
                 await caller.post("/revocations", json={"token_id": "a"}),
             ]:

@@ -7,6 +7,8 @@ from typing import Final
 
 from pydantic import SecretStr
 
+from services.websocket_service.redaction import REDACTED
+
 API_KEY_HEADER: Final = "X-Internal-API-Key"
 SERVICE_ID_HEADER: Final = "X-Service-ID"
 # A header's value has no blanks around it.
@@ -33,5 +35,8 @@ def _digest(key: bytes) -> bytes:
 
 
 def is_service_id(text: str) -> bool:
-    """True for 1 to 64 printable ASCII characters without a blank at either end."""
-    return _SERVICE_ID.fullmatch(text) is not None
+    """True for 1 to 64 printable ASCII characters without a blank at either end.
+
+    False where a token has been taken out of it: whoever sent that has mixed up its headers.
+    """
+    return _SERVICE_ID.fullmatch(text) is not None and REDACTED.decode() not in text

@@ -36,7 +36,7 @@ _HEADERS: Final = (
         "name": SERVICE_ID_HEADER,
         "in": "header",
         "required": True,
-        "description": "Who calls",
+        "description": "Who calls. What looks like a token, and the key, are refused",
         "schema": {"type": "string", "pattern": SERVICE_ID_PATTERN},
     },
     {
@@ -52,7 +52,7 @@ _ERRORS: Final[Mapping[int, str]] = {
     "`details.validation_errors`, or MISSING_REQUIRED_FIELD for the header X-Service-ID",
     401: "The key is missing or wrong: INVALID_API_KEY",
     404: "Nobody can prove what followed `after`: RESOURCE_NOT_FOUND, with `details.reason`",
-    408: "The body did not come in time: TIMEOUT",
+    408: "The body did not come within 10 s: TIMEOUT",
     409: "The moment makes no sense now: VALIDATION_ERROR",
     413: "The body has more than 16 MiB: INVALID_REQUEST",
     415: "The body is not application/json: INVALID_REQUEST",

@@ -4,6 +4,7 @@ A body or a query with a field that is not here is refused.
 """
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
@@ -26,11 +27,15 @@ from huleedu_service_libs.notifications import MAX_EXPIRY_S
 MAX_NOTIFICATIONS: Final = 1_000
 MAX_PAGE_SIZE: Final = 1_000
 DEFAULT_PAGE_SIZE: Final = 100
+MAX_QUERIED_ID_BYTES: Final = 4_096
+"""A URL has three characters for a byte, and servers take 16 KiB of a request's head."""
 
 # RFC 3339, section 5.6.
 _MOMENT: Final = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
 )
+# RFC 7515, section 3.1; its first part is the Base64 of `{"` or `{ ` and so on.
+_COMPACT_TOKEN: Final = re.compile(r"(?<![\w-])ey[JA][\w-]*+\.[\w-]*+\.", re.ASCII)
 
 
 def _moment(value: object) -> object:
@@ -43,9 +48,23 @@ def _moment(value: object) -> object:
     )
 
 
-def _at_most_in_utf8(text: str) -> str:
-    if len(text.encode()) > MAX_ID_BYTES:
-        raise PydanticCustomError("string_too_long", "Input should have at most 256 bytes in UTF-8")
+def _at_most_in_utf8(max_bytes: int) -> Callable[[str], str]:
+    def checked(text: str) -> str:
+        if len(text.encode()) > max_bytes:
+            raise PydanticCustomError(
+                "string_too_long",
+                "Input should have at most {max_bytes} bytes in UTF-8",
+                {"max_bytes": max_bytes},
+            )
+        return text
+
+    return checked
+
+
+def _no_token(text: str) -> str:
+    # It would be logged, and mean nobody.
+    if _COMPACT_TOKEN.search(text):
+        raise PydanticCustomError("token", "Input should be an id, not a token")
     return text
 
 
@@ -57,8 +76,23 @@ def _digits_as_int(value: object) -> object:
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 BoundedId: TypeAlias = Annotated[
     str,
-    Field(min_length=1, max_length=MAX_ID_BYTES, description="256 bytes of UTF-8 at most"),
-    AfterValidator(_at_most_in_utf8),
+    Field(
+        min_length=1, max_length=MAX_ID_BYTES, description=f"{MAX_ID_BYTES} bytes of UTF-8 at most"
+    ),
+    AfterValidator(_at_most_in_utf8(MAX_ID_BYTES)),
+    AfterValidator(_no_token),
+]
+QueriedId: TypeAlias = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_QUERIED_ID_BYTES,
+        description=f"{MAX_QUERIED_ID_BYTES} bytes of UTF-8 at most",
+    ),
+    AfterValidator(_at_most_in_utf8(MAX_QUERIED_ID_BYTES)),
+]
+ConnectionId: TypeAlias = Annotated[
+    str, Field(pattern=r"^[0-9a-f]{32}$", description="`connection_id` of its welcome frame")
 ]
 Moment: TypeAlias = Annotated[UtcDatetime, BeforeValidator(_moment)]
 PageSize: TypeAlias = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE), BeforeValidator(_digits_as_int)]
@@ -164,7 +198,7 @@ class PublishResults(_Answered):
 class HistoryQuery(_Sent):
     """Whose history, and which part of it."""
 
-    user_id: BoundedId
+    user_id: QueriedId
     limit: PageSize = Field(default=DEFAULT_PAGE_SIZE, description="How many at most")
     after: Text | None = Field(
         default=None,
@@ -200,7 +234,7 @@ class UserToDisconnect(_Sent):
 class ConnectionToDisconnect(_Sent):
     """One connection."""
 
-    connection_id: BoundedId
+    connection_id: ConnectionId
     reconnect: bool = Field(default=False, description="Whether its client is to come back")
 
 
@@ -217,18 +251,21 @@ class DisconnectionAccepted(_Answered):
     )
 
 
+_EXPIRY: Final = "Its `exp`, if that is known; one that has passed counts as unknown"
+
+
 class TokenToRevoke(_Sent):
     """One token."""
 
     token_id: BoundedId = Field(description="Its `jti`")
-    expires_at: Moment | None = Field(default=None, description="Its `exp`, if that is known")
+    expires_at: Moment | None = Field(default=None, description=_EXPIRY)
 
 
 class JtiToRevoke(_Sent):
     """The same under the claim's own name."""
 
     jti: BoundedId
-    expires_at: Moment | None = Field(default=None, description="Its `exp`, if that is known")
+    expires_at: Moment | None = Field(default=None, description=_EXPIRY)
 
 
 class UserToRevoke(_Sent):
@@ -248,17 +285,23 @@ class RevocationMade(_Answered):
     token_id: str | None
     user_id: str | None
     issued_before: UtcDatetime | None
-    expires_at: UtcDatetime = Field(description="By then no such token is valid any more")
+    expires_at: UtcDatetime = Field(description="Kept until then, and ten minutes more")
 
 
 class PresenceQuery(_Sent):
     """Of one user, or of all who are online."""
 
-    user_id: BoundedId | None = Field(
-        default=None, description="This user alone; then `limit` and `after` mean nothing"
+    user_id: QueriedId | None = Field(
+        default=None, description="This user alone; `limit` and `after` are ignored then"
     )
-    limit: PageSize = Field(default=DEFAULT_PAGE_SIZE, description="How many users at most")
-    after: Text | None = Field(default=None, description="A user's id: those behind it in order")
+    limit: PageSize = Field(
+        default=DEFAULT_PAGE_SIZE,
+        description="How many users at most; ignored together with `user_id`",
+    )
+    after: Text | None = Field(
+        default=None,
+        description="A user's id: those behind it in order; ignored together with `user_id`",
+    )
 
 
 class Presence(_Answered):

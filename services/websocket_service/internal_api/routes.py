@@ -99,12 +99,14 @@ async def authenticate(settings: FromDishka[Settings], key: FromDishka[ApiKey]) 
         raise_missing_required_field(
             settings.SERVICE_NAME, operation, SERVICE_ID_HEADER, correlation_id
         )
-    if len(service_ids) > 1 or not is_service_id(service_ids[0]):
+    is_named = len(service_ids) == 1 and is_service_id(service_ids[0])
+    # It is logged.
+    if not is_named or key.matches(service_ids[0].encode("latin1")):
         raise_validation_error(
             settings.SERVICE_NAME,
             operation,
             SERVICE_ID_HEADER,
-            "Expected 1 to 64 printable ASCII characters, once",
+            "Expected 1 to 64 printable ASCII characters, once, and neither the key nor a token",
             correlation_id,
         )
     bind_contextvars(correlation_id=str(correlation_id), calling_service=service_ids[0])
@@ -235,8 +237,8 @@ async def disconnect(
 async def revoke(revoking: FromDishka[RevokingProtocol]) -> tuple[Response, int] | Response:
     """Let a token, or the earlier tokens of a user, count no more; their connections end.
 
-    409 for a moment that makes no sense now: before 1970, `issued_before` later than now, or
-    `expires_at` in more than ten years.
+    The answer says until when that is kept. 409 for a moment that makes no sense now: before 1970,
+    `issued_before` later than now, or `expires_at` in more than ten years.
     """
     body = await read_object()
     try:

@@ -10,8 +10,9 @@ What always holds:
 
 They lie in one sorted set, scored by when they expire, in microseconds. A member is a JSON object
 without what the score tells: `{"token_id"}`, or `{"user_id", "kept_us"}`, where the moment before
-which tokens were issued lies so long before the expiry. So a newer one of the same user takes the
-older one's place. What somebody else has put there is passed over.
+which tokens were issued lies so long before the expiry. That is the retention and whole days, so
+that a newer one of the same user takes the older one's place. What somebody else has put there is
+passed over.
 """
 
 import json
@@ -48,6 +49,7 @@ then."""
 
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _KEPT_PAST_EXPIRY_S: Final = KEPT_PAST_EXPIRY // timedelta(seconds=1)
+_DAY: Final = timedelta(days=1)
 _LONGEST_KEPT_S: Final = (MAX_EXPIRY + timedelta(days=2)) // timedelta(seconds=1)
 # So many take Redis less than a millisecond. Each addition adds one, so this keeps up.
 _MAX_TRIMMED: Final = 1000
@@ -108,13 +110,16 @@ class TokenRevocations:
     ) -> Revocation:
         """The token with this `jti` counts no more; `expires_at` is its `exp`, if that is known.
 
-        Raises HuleEduError (VALIDATION_ERROR, `details.field`).
+        One that has passed counts as unknown: a clock or a unit may be wrong, and somebody wants
+        the token refused. Raises HuleEduError (VALIDATION_ERROR, `details.field`).
         """
         operation = "revoke_token"
         check_bounded_id(token_id, field="token_id", service=self._service, operation=operation)
-        if expires_at is None:
-            expires_at = utc_now() + self._retention
-        self._check_moment(operation, "expires_at", expires_at, at_most_from_now=MAX_EXPIRY)
+        now = utc_now()
+        if expires_at is not None:
+            self._check_moment(operation, "expires_at", expires_at, at_most_from_now=MAX_EXPIRY)
+        if expires_at is None or expires_at <= now:
+            expires_at = now + self._retention
         revocation = Revocation(token_id=token_id, expires_at=expires_at.astimezone(UTC))
         await self._add(revocation)
         return revocation
@@ -124,20 +129,24 @@ class TokenRevocations:
     ) -> Revocation:
         """No token of the user that was issued before that moment counts any more.
 
-        Without one, before now. Raises HuleEduError (VALIDATION_ERROR, `details.field`).
+        Without one, before now. It is kept for the retention from now at least, however long ago
+        that moment is. Raises HuleEduError (VALIDATION_ERROR, `details.field`).
         """
         operation = "revoke_user"
         check_bounded_id(user_id, field="user_id", service=self._service, operation=operation)
+        now = utc_now()
         if issued_before is None:
-            issued_before = utc_now()
+            issued_before = now
         self._check_moment(
             operation, "issued_before", issued_before, at_most_from_now=MAX_CLOCK_DIFFERENCE
         )
         issued_before = issued_before.astimezone(UTC)
+        # Rounded up; 0 for a moment that is still to come.
+        days_ago = -((issued_before - now) // _DAY)
         revocation = Revocation(
             user_id=user_id,
             issued_before=issued_before,
-            expires_at=issued_before + self._retention,
+            expires_at=issued_before + days_ago * _DAY + self._retention,
         )
         await self._add(revocation)
         return revocation

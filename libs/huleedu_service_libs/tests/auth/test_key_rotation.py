@@ -20,6 +20,7 @@ from libs.huleedu_service_libs.tests.auth.token_claims import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 KEY = SigningKey.generate("ES256", "key-1")
@@ -99,26 +100,95 @@ async def test_a_key_file_is_read_again(tmp_path: Path) -> None:
     assert await outcome(verifier, by_first) == BAD_SIGNATURE
 
 
-async def test_a_key_file_that_is_gone_leaves_no_key(tmp_path: Path) -> None:
-    """Who takes the key away is obeyed, and the service says what it lacks until it is back."""
+async def test_without_a_usable_key_file_nobody_is_let_in(tmp_path: Path) -> None:
+    """At the start a key file has to hold a key; what it lacks is said until it does."""
     path = tmp_path / "key.pem"
     settings = JWTValidationSettings(JWT_ALGORITHM="ES256", JWT_PUBLIC_KEY_PATH=path)
     verifier = TokenVerifier(settings, service="door")
     token = KEY.sign(good_claims())
-    problems = [verifier.problem]
-    path.write_text(KEY.public_pem)
-    await _until(verifier, token, ACCEPTED)
-    problems.append(verifier.problem)
+    assert await outcome(verifier, token) == "CONFIGURATION_ERROR"
+    assert verifier.problem == "JWT_PUBLIC_KEY_PATH cannot be read: FileNotFoundError"
     path.write_text(KEY.public_pem[:40])
-    await _until(verifier, token, "CONFIGURATION_ERROR")
-    problems.append(verifier.problem)
+    assert await outcome(verifier, token) == "CONFIGURATION_ERROR"
+    assert verifier.problem == "JWT_PUBLIC_KEY_PATH is not a public key for ES256"
     path.write_text(KEY.public_pem)
-    await _until(verifier, token, ACCEPTED)
-    assert problems == [
-        "JWT_PUBLIC_KEY_PATH cannot be read: FileNotFoundError",
-        None,
-        "JWT_PUBLIC_KEY_PATH is not a public key for ES256",
-    ]
+    assert await outcome(verifier, token) == ACCEPTED
+    assert verifier.problem is None
+
+
+def _empty(path: Path) -> None:
+    path.write_text("")
+
+
+def _cut(path: Path) -> None:
+    path.write_text(KEY.public_pem[:40])
+
+
+def _fill_with_garbage(path: Path) -> None:
+    path.write_bytes(b"\xff" * 100_000)
+
+
+def _take_away(path: Path) -> None:
+    path.unlink()
+
+
+def _put_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [_empty, _cut, _fill_with_garbage, _take_away, _put_directory])
+async def test_a_key_file_in_the_making_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    """While the file is of no use its last key counts, and the log says so once; then the new."""
+    caplog.set_level("INFO")
+    path, new = tmp_path / "key.pem", tmp_path / "new.pem"
+    path.write_text(KEY.public_pem)
+    settings = JWTValidationSettings(JWT_ALGORITHM="ES256", JWT_PUBLIC_KEY_PATH=path)
+    verifier = TokenVerifier(settings, service="door")
+    by_first, by_next = KEY.sign(good_claims()), NEXT_KEY.sign(good_claims())
+    assert await outcome(verifier, by_first) == ACCEPTED
+
+    spoil(path)
+
+    async def is_said() -> bool:
+        assert await outcome(verifier, by_first) == ACCEPTED
+        assert verifier.problem is None
+        return any(record.levelname == "WARNING" for record in caplog.records)
+
+    await until(is_said)
+    if path.is_dir():
+        path.rmdir()
+    new.write_text(NEXT_KEY.public_pem)
+    new.replace(path)
+    await _until(verifier, by_next, ACCEPTED)
+    assert await outcome(verifier, by_first) == BAD_SIGNATURE
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "JWT_PUBLIC_KEY_PATH holds another key" in caplog.messages[1]
+    assert KEY.public_pem.splitlines()[1] not in caplog.text
+
+
+async def test_each_time_a_key_file_is_spoilt_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each time a key file is spoilt and mended there are two lines in the log."""
+    caplog.set_level("INFO")
+    path = tmp_path / "key.pem"
+    path.write_text(KEY.public_pem)
+    settings = JWTValidationSettings(JWT_ALGORITHM="ES256", JWT_PUBLIC_KEY_PATH=path)
+    verifier = TokenVerifier(settings, service="door")
+    token = KEY.sign(good_claims())
+    assert await outcome(verifier, token) == ACCEPTED
+    for lines in (1, 2, 3, 4):
+        path.write_text("" if lines % 2 else KEY.public_pem)
+
+        async def is_said(lines: int = lines) -> bool:
+            assert await outcome(verifier, token) == ACCEPTED
+            return len(caplog.records) == lines
+
+        await until(is_said)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from redis import exceptions
 from common_core.error_enums import ErrorCode
 from common_core.timestamps import utc_now
 from huleedu_service_libs.auth import JWTClaims
+from huleedu_service_libs.bounded_ids import MAX_ID_BYTES
 from huleedu_service_libs.connection_control import ConnectionControl, Disconnect, Revoked, parse
 from huleedu_service_libs.epoch_microseconds import epoch_us
 from huleedu_service_libs.error_handling import HuleEduError
@@ -82,13 +83,40 @@ async def test_what_is_revoked_is_kept(revocations: TokenRevocations, client: Re
     after = utc_now()
     assert before + DAY <= tokens[0].expires_at <= after + DAY
     assert tokens[1].expires_at == before + timedelta(hours=1)
-    for user in users:
-        assert user.issued_before is not None
-        assert user.expires_at == user.issued_before + DAY
     assert users[0].issued_before is not None
     assert before <= users[0].issued_before <= after
+    assert users[0].expires_at == users[0].issued_before + DAY
+    assert users[1].issued_before == before - timedelta(hours=1)
     elsewhere = TokenRevocations(client, retention_s=1)
     assert {*await elsewhere.all()} == {*tokens, *users}
+
+
+@pytest.mark.parametrize(
+    "passed", [timedelta(microseconds=1), timedelta(minutes=5), DAY, 400 * DAY]
+)
+async def test_expiry_that_has_passed(revocations: TokenRevocations, passed: timedelta) -> None:
+    """Whoever revokes with a clock or a unit that is wrong still has the token refused."""
+    before = utc_now()
+    made = await revocations.revoke_token("t", expires_at=before - passed)
+    assert before + DAY <= made.expires_at <= utc_now() + DAY
+    assert await revocations.all() == [made]
+
+
+@pytest.mark.parametrize("ago", [timedelta(microseconds=1), DAY, 2 * DAY, 400 * DAY])
+async def test_moment_long_past(revocations: TokenRevocations, ago: timedelta) -> None:
+    """A user's revocation is kept for the retention from now, whatever moment it names."""
+    before = utc_now()
+    made = await revocations.revoke_user("u", issued_before=before - ago)
+    assert made.issued_before == before - ago
+    assert before + DAY <= made.expires_at <= utc_now() + 2 * DAY
+    assert await revocations.all() == [made]
+
+
+async def test_longest_retention(client: RedisClient) -> None:
+    """The longest retention keeps what was revoked as of long ago."""
+    revocations = TokenRevocations(client, retention_s=MAX_EXPIRY.total_seconds())
+    made = await revocations.revoke_user("u", issued_before=datetime(1970, 1, 1, tzinfo=UTC))
+    assert await revocations.all() == [made]
 
 
 async def test_nothing_is_revoked(revocations: TokenRevocations) -> None:
@@ -96,7 +124,7 @@ async def test_nothing_is_revoked(revocations: TokenRevocations) -> None:
     assert await revocations.all() == []
 
 
-REFUSED_IDS = ["", "x" * 257, "é" * 129, "\ud800", None, 7, b"t"]
+REFUSED_IDS = ["", "x" * (MAX_ID_BYTES + 1), "é" * (MAX_ID_BYTES // 2 + 1), "\ud800", None, 7, b"t"]
 SOON = timedelta(minutes=1)
 
 
@@ -149,11 +177,12 @@ async def test_refused_moments(
 
 async def test_moments_at_the_limits(revocations: TokenRevocations) -> None:
     """What lies just within the limits is taken; ids may hold any character."""
-    await revocations.revoke_token("\x00" * 256, expires_at=from_now(MAX_EXPIRY))
+    await revocations.revoke_token("\x00" * MAX_ID_BYTES, expires_at=from_now(MAX_EXPIRY))
     await revocations.revoke_token("é" * 128, expires_at=datetime(1970, 1, 1, tzinfo=UTC))
     await revocations.revoke_user('{"', issued_before=from_now(MAX_CLOCK_DIFFERENCE))
     assert {(r.token_id, r.user_id) for r in await revocations.all()} == {
-        ("\x00" * 256, None),
+        ("\x00" * MAX_ID_BYTES, None),
+        ("é" * 128, None),
         (None, '{"'),
     }
 
@@ -226,19 +255,13 @@ async def test_kept_is_what_was_said(
 async def test_list_shrinks_by_itself(revocations: TokenRevocations, admin: Redis) -> None:
     """What has expired goes with the next revocation, with time for clocks that differ."""
     expired = from_now(-KEPT_PAST_EXPIRY)
-    await asyncio.gather(
-        *(revocations.revoke_token(f"t-{n}", expires_at=expired - SOON) for n in range(50))
-    )
-    assert await admin.exists(KEY) == 0
     # As if they had expired since.
     await admin.zadd(KEY, {f"{n}": epoch_us(expired - SOON) for n in range(2500)})
-    kept = [
-        await revocations.revoke_token("t-1", expires_at=expired + SOON),
-        await revocations.revoke_token("t-2"),
-        await revocations.revoke_token("t-3"),
-    ]
-    assert await admin.zcard(KEY) == 3
-    assert {*await revocations.all()} == {*kept}
+    await admin.zadd(KEY, {'{"token_id":"t-0"}': epoch_us(expired + SOON)})
+    kept = [await revocations.revoke_token(f"t-{n}") for n in (1, 2, 3)]
+    assert await admin.zcard(KEY) == 4
+    just_expired = Revocation(token_id="t-0", expires_at=expired + SOON)
+    assert {*await revocations.all()} == {*kept, just_expired}
 
 
 async def test_list_ends_with_its_last(revocations: TokenRevocations, admin: Redis) -> None:
@@ -272,7 +295,7 @@ FOREIGN = [
     b'{"user_id":"u","kept_us":"1"}',
     b'{"user_id":"u","kept_us":1e12}',
     b'{"user_id":"u","kept_us":1%b}' % (b"0" * 30),
-    b'{"token_id":"%b"}' % (b"x" * 257),
+    b'{"token_id":"%b"}' % (b"x" * (MAX_ID_BYTES + 1)),
 ]
 
 
@@ -320,7 +343,7 @@ async def test_disconnect_of_nobody(client: RedisClient) -> None:
     assert refused.value.error_code == ErrorCode.MISSING_REQUIRED_FIELD.value
     for field, call in (
         ("user_id", control.disconnect(user_id="")),
-        ("connection_id", control.disconnect(user_id="u", connection_id="x" * 257)),
+        ("connection_id", control.disconnect(user_id="u", connection_id="x" * (MAX_ID_BYTES + 1))),
     ):
         with pytest.raises(HuleEduError) as refused:
             await call

@@ -33,7 +33,9 @@ def test_names_of_services(text: str) -> None:
     assert is_service_id(text)
 
 
-@pytest.mark.parametrize("text", ["", "a" * 65, " a", "a ", "a\n", "a\x00", "é", "a\x7f"])
+@pytest.mark.parametrize(
+    "text", ["", "a" * 65, " a", "a ", "a\n", "a\x00", "é", "a\x7f", "redacted"]
+)
 def test_what_names_no_service(text: str) -> None:
     """Anything else does not: it would be written into logs and notifications."""
     assert not is_service_id(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
@@ -33,6 +34,8 @@ __all__ = [
     "parse_keys",
 ]
 
+logger = logging.getLogger(__name__)
+
 _REREAD_INTERVAL_S: Final = 1.0
 _MAX_FILE_CHARS: Final = 65_536
 
@@ -56,7 +59,8 @@ class KeyText:
 class ConfiguredKeys:
     """The keys of `settings`, whatever key id a token names; an async context manager.
 
-    A file is read again when it is asked for after a second.
+    A file is read again when it is asked for after a second. Once it has held a key, the last one
+    counts until there is another: whoever copies a file over it empties it first.
     """
 
     def __init__(self, settings: JWTValidationSettings) -> None:
@@ -64,6 +68,8 @@ class ConfiguredKeys:
         self._texts: Sequence[KeyText] = ()
         self._keys: tuple[VerificationKey, ...] = ()
         self._read_again_at = float("-inf")
+        self._is_broken = False
+        """Whether there is a key, and the file that it came from is of no use now."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,22 +104,32 @@ class ConfiguredKeys:
         return KeyStatistics(keys=0 if self.problem else len(self._keys))
 
     def _current(self) -> tuple[VerificationKey, ...]:
-        """The same tuple until a key has changed.
-
-        What the file says counts: if it is gone or broken there is no key, since to take one away
-        may be what the operator wanted.
-
-        Raises KeyConfigurationError.
-        """
+        """The same tuple until a key has changed; raises KeyConfigurationError without any."""
         now = time.monotonic()
         if now >= self._read_again_at:
-            texts = key_texts(self._settings)
-            if texts != self._texts:
-                self._keys = parse_keys(texts, self._settings.JWT_ALGORITHM)
-                self._texts = texts
+            try:
+                self._read()
+            except KeyConfigurationError as problem:
+                if not self._keys:
+                    raise
+                if not self._is_broken:
+                    logger.warning("%s; the key that it held before still counts", problem)
+                self._is_broken = True
             can_change = self._settings.JWT_PUBLIC_KEY_PATH is not None
             self._read_again_at = now + _REREAD_INTERVAL_S if can_change else float("inf")
         return self._keys
+
+    def _read(self) -> None:
+        texts = key_texts(self._settings)
+        is_other = texts != self._texts
+        if is_other:
+            keys = parse_keys(texts, self._settings.JWT_ALGORITHM)
+            if self._keys:
+                logger.info("JWT_PUBLIC_KEY_PATH holds another key, which counts from now on")
+            self._keys, self._texts = keys, texts
+        elif self._is_broken:
+            logger.info("JWT_PUBLIC_KEY_PATH holds its key again")
+        self._is_broken = False
 
 
 def check_key_source(settings: JWTValidationSettings) -> None:
