@@ -53,8 +53,8 @@ def proxy_problem(entry: str) -> str | None:
         return None
     try:
         network = _network(entry)
-    except ValueError as error:
-        return f"is no network: {error}"
+    except ValueError:
+        return _malformation(entry)
     if network.prefixlen == 0:
         return "is everybody: then every client says itself which address it has"
     return None
@@ -109,6 +109,14 @@ def limit_key(address: Address) -> str:
     if isinstance(address, IPv4Address):
         return str(address)
     return f"{IPv6Address(int(address) >> _HOST_BITS << _HOST_BITS)}/{_NETWORK_BITS}"
+
+
+def _malformation(entry: str) -> str:
+    try:
+        meant = ip_network(entry, strict=False)
+    except ValueError:
+        return "is no network: write an address or a CIDR, as in 10.0.0.0/8"
+    return f"has host bits set: write {meant}"
 
 
 def _network(entry: str) -> IPv4Network | IPv6Network:

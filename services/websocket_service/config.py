@@ -15,33 +15,7 @@ from huleedu_service_libs.token_revocations import MAX_EXPIRY
 from services.websocket_service.client_address import proxy_problem
 from services.websocket_service.forwarding import ProxyHeader
 from services.websocket_service.origins import ANY_ORIGIN, origin_problem
-
-# Secrets that stand in examples and tutorials: whoever knows them can be anybody.
-WELL_KNOWN_SECRETS = frozenset(
-    {
-        "changeme",
-        "change-me",
-        "default",
-        "dev",
-        "dev-secret",
-        "development",
-        "insecure",
-        "jwt-secret",
-        "my-secret",
-        "password",
-        "secret",
-        "secret-key",
-        "supersecret",
-        "test",
-        "test-secret",
-        "test-secret-key",
-        "your-256-bit-secret",
-        "your-secret-key",
-    }
-)
-
-# RFC 7518, section 3.2: as long as the hash. A shorter one can be guessed from any token.
-MIN_SECRET_BYTES = 32
+from services.websocket_service.weak_secrets import weakness
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -97,8 +71,10 @@ class Settings(JWTValidationSettings, NotificationSettings):
     WEBSOCKET_MAX_CONNECTIONS_PER_USER: PositiveInt = Field(
         default=5, description="Connections of one user, in all processes together"
     )
-    WEBSOCKET_LEASE_DURATION: PositiveSeconds = Field(
+    WEBSOCKET_LEASE_DURATION: float = Field(
         default=15,
+        # Renewed every third of it, over the network and beside everything else.
+        ge=1,
         description="Seconds for which the connections of a process that was killed still count",
     )
     WEBSOCKET_MAX_CONNECTIONS: PositiveInt = Field(
@@ -123,6 +99,7 @@ class Settings(JWTValidationSettings, NotificationSettings):
         default_factory=list,
         description="Networks whose word on the client's address is taken, a JSON list of CIDRs; "
         "`unix:` stands for peers on a Unix-domain socket",
+        examples=[["10.0.0.0/8"]],
     )
     WEBSOCKET_PROXY_HEADER: ProxyHeader = Field(
         default=ProxyHeader.X_FORWARDED_FOR,
@@ -173,8 +150,9 @@ class Settings(JWTValidationSettings, NotificationSettings):
     WEBSOCKET_TICKET_LIFETIME: PositiveSeconds = Field(
         default=30, description="Seconds in which a ticket has to be used"
     )
-    WEBSOCKET_REVOCATION_RETENTION: PositiveInt = Field(
+    WEBSOCKET_REVOCATION_RETENTION: int = Field(
         default=30 * 86_400,
+        ge=60,
         le=MAX_EXPIRY // timedelta(seconds=1),
         description="Seconds for which a revocation is remembered: at least as long as the longest "
         "token lives",
@@ -209,6 +187,7 @@ class Settings(JWTValidationSettings, NotificationSettings):
         default_factory=list,
         description="Origins that browsers may connect from, a JSON list; `https://*.example.org` "
         "stands for every subdomain; empty: any (not in production)",
+        examples=[["https://app.example.org"]],
     )
     WEBSOCKET_ALLOW_MISSING_ORIGIN: bool = Field(
         default=True, description="Admit clients without an Origin header, which are no browsers"
@@ -242,7 +221,10 @@ class Settings(JWTValidationSettings, NotificationSettings):
         return longest_wait_s + self.WEBSOCKET_CLOSE_TIMEOUT + 0.5
 
     def problems(self) -> list[str]:
-        """One sentence for each setting that keeps the service from doing its work safely."""
+        """One sentence for each setting that keeps the service from doing its work safely.
+
+        In production all of `insecurities` are among them.
+        """
         found = [self.token_key_problem] if self.token_key_problem else []
         if self.WEBSOCKET_IDLE_TIMEOUT <= self.WEBSOCKET_PING_INTERVAL:
             found.append(
@@ -259,32 +241,48 @@ class Settings(JWTValidationSettings, NotificationSettings):
             for entry in self.WEBSOCKET_TRUSTED_PROXIES
             if (why := proxy_problem(entry))
         ]
-        if self.is_production:
-            found += _secret_problems("JWT_SECRET_KEY", self.JWT_SECRET_KEY)
-            found += _secret_problems("JWT_SECRET_KEY_PREVIOUS", self.JWT_SECRET_KEY_PREVIOUS)
-            found += _secret_problems("INTERNAL_API_KEY", self.INTERNAL_API_KEY)
-            if self.JWT_JWKS_URL and is_exposed_url(self.JWT_JWKS_URL):
-                found.append(
-                    "JWT_JWKS_URL is not https: whoever is on the way can put in keys of their own"
-                )
-            if not self.CORS_ORIGINS:
-                found.append(
-                    "CORS_ORIGINS is empty: set it to the JSON list of origins that may connect, "
-                    'for example ["https://app.example.org"]'
-                )
-            if ANY_ORIGIN in self.CORS_ORIGINS:
-                found.append(
-                    "CORS_ORIGINS has '*', which lets every page connect in its visitor's name: "
-                    "list the origins"
-                )
+        return found + self.insecurities() if self.is_production else found
+
+    def insecurities(self) -> list[str]:
+        """One sentence for each setting that is good enough for anything but production."""
+        found = [
+            f"{variable} {why}"
+            for variable, secret in self._secrets().items()
+            if (why := weakness(secret))
+        ]
+        found += self._shared_secrets()
+        if self.JWT_JWKS_URL and is_exposed_url(self.JWT_JWKS_URL):
+            found.append(
+                "JWT_JWKS_URL is not https: whoever is on the way can put in keys of their own"
+            )
+        if not self.CORS_ORIGINS:
+            found.append(
+                "CORS_ORIGINS is empty: set it to the JSON list of origins that may connect, "
+                'for example ["https://app.example.org"]'
+            )
+        if ANY_ORIGIN in self.CORS_ORIGINS:
+            found.append(
+                "CORS_ORIGINS has '*', which lets every page connect in its visitor's name: "
+                "list the origins"
+            )
         return found
 
+    def _secrets(self) -> dict[str, str]:
+        """Those that are set, by variable."""
+        secrets = {
+            "JWT_SECRET_KEY": self.JWT_SECRET_KEY,
+            "JWT_SECRET_KEY_PREVIOUS": self.JWT_SECRET_KEY_PREVIOUS,
+            "INTERNAL_API_KEY": self.INTERNAL_API_KEY,
+        }
+        return {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
 
-def _secret_problems(variable: str, value: SecretStr | None) -> list[str]:
-    secret = value.get_secret_value() if value else ""
-    if secret.lower() in WELL_KNOWN_SECRETS:
-        return [f"{variable} is a well-known value: set it to at least 32 random bytes"]
-    if secret.strip() and len(secret.encode()) < MIN_SECRET_BYTES:
-        wanted = f"{MIN_SECRET_BYTES} random bytes"
-        return [f"{variable} has fewer than {MIN_SECRET_BYTES} bytes: set it to at least {wanted}"]
-    return []
+    def _shared_secrets(self) -> list[str]:
+        secrets = self._secrets()
+        api_key = secrets.pop("INTERNAL_API_KEY", "")
+        if not api_key.strip():
+            return []
+        return [
+            f"INTERNAL_API_KEY is the same as {variable}: its callers could sign tokens"
+            for variable, secret in secrets.items()
+            if secret == api_key
+        ]

@@ -4,12 +4,15 @@ pydantic-settings gives up at the first variable that is not JSON and does not t
 came from, so its sources are asked field by field here.
 """
 
+import difflib
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from pydantic import SecretStr, ValidationError
+from pydantic import AliasChoices, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 from pydantic_settings import (
@@ -25,7 +28,15 @@ from services.websocket_service.config import Settings
 MASK = "********"
 _PASSWORD_IN_AUTHORITY = re.compile(r"(?<=://)[^:/?#]*:(.*)@", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"[?&]\w*password=([^&#]*)", re.IGNORECASE)
+_VALUE_IN_QUERY = re.compile(r"[?&](?:[^=&#]*=)?([^&#]*)")
 _MAX_QUOTED_CHARS = 60
+_PREFIX = "WEBSOCKET_"
+# Kubernetes makes these up for a Service called websocket-service; the last one is for Compose.
+_OTHERS = (
+    *("WEBSOCKET_SERVICE_SERVICE_", "WEBSOCKET_SERVICE_PORT_"),
+    "WEBSOCKET_SERVICE_PUBLISHED_PORT",
+)
+_LOG_FORMATS = ("", "json", "readable")
 # Where pydantic speaks of its parser.
 _EXPECTED = {
     "bool_parsing": "should be true or false",
@@ -56,11 +67,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All settings, and one sentence per problem; `settings` is None if some value is invalid."""
+    """All settings, and one sentence per problem; `settings` is None if some value is invalid.
+
+    `notes` are sentences too, on what the service runs with all the same.
+    """
 
     settings: Settings | None
     rows: list[Setting]
     problems: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +136,49 @@ def require_usable(settings: Settings) -> list[str]:
     return problems
 
 
+def notes(settings: Settings) -> list[str]:
+    """One sentence for each thing that is no problem here, and that somebody should know of."""
+    found = []
+    if not settings.is_production:
+        found += [f"production would refuse this: {why}" for why in settings.insecurities()]
+    # Read where logging begins, which knows of no .env.
+    log_format = os.environ.get("LOG_FORMAT", "")
+    if log_format.lower() not in _LOG_FORMATS:
+        found.append(f"LOG_FORMAT is {_quoted(log_format)}: it is either json or readable")
+    return found
+
+
+def unknown_variables() -> list[str]:
+    """One sentence for each variable that has our prefix and is no setting."""
+    sources, _ = _sources()
+    known = set(Settings.model_fields)
+    for field in Settings.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            known |= {str(choice) for choice in field.validation_alias.choices}
+    given = {variable.upper() for source in sources.values() for variable in source.env_vars}
+    return [
+        f"unknown variable {variable}{_meant(variable, known)}"
+        for variable in sorted(given - known)
+        if variable.startswith(_PREFIX) and not variable.startswith(_OTHERS)
+    ]
+
+
+def _meant(variable: str, known: Iterable[str]) -> str:
+    ours = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
+    # Without what they all have in common, by which each would be close to some.
+    close = difflib.get_close_matches(variable.removeprefix(_PREFIX), ours, n=1)
+    return f": did you mean {_PREFIX}{close[0]}?" if close else ""
+
+
 def masked_url(url: str) -> str:
-    """The URL without its passwords, however carelessly they were put in."""
+    """The URL without its passwords, however carelessly they were put in.
+
+    Of a web address no value in the query is shown: any of them may be a key.
+    """
     # Found in the URL as it is: an @ in the one kind would end the other too early.
     found = [*_PASSWORD_IN_AUTHORITY.finditer(url), *_PASSWORD_IN_QUERY.finditer(url)]
+    if url.lower().startswith(("http://", "https://")):
+        found += _VALUE_IN_QUERY.finditer(url)
     shown = ""
     shown_to = 0
     for start, end in sorted(password.span(1) for password in found):
@@ -154,19 +208,26 @@ def inspect_settings() -> Inspection:
         )
     if settings is not None:
         problems = settings.problems()
-    return Inspection(settings, rows, problems)
+    return Inspection(
+        settings, rows, problems + unknown_variables(), notes(settings) if settings else []
+    )
 
 
-def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
-    problems: list[str] = []
+def _sources() -> tuple[dict[str, EnvSettingsSource], list[str]]:
+    """Those that can be read, by name, and why another one can't."""
     sources: dict[str, EnvSettingsSource] = {"environment": EnvSettingsSource(Settings)}
+    problems = []
     try:
         sources[".env"] = DotEnvSettingsSource(Settings)
     except OSError as error:
         problems.append(f".env can't be read: {error.strerror}")
     except UnicodeDecodeError:
         problems.append(".env can't be read: it is not UTF-8")
+    return sources, problems
 
+
+def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
+    sources, problems = _sources()
     given: dict[str, _Given] = {}
     values: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
@@ -178,9 +239,10 @@ def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
             try:
                 values[name] = source.prepare_field_value(name, field, raw, is_complex)
             except ValueError:
+                examples = field.examples or [[]]
                 problems.append(
                     f"{variable} is {_quoted(raw)}: it must be JSON, for example "
-                    '["https://app.example.org"]'
+                    f"{json.dumps(examples[0])}"
                 )
             break
     try:

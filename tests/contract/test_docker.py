@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,14 +20,18 @@ from pydantic import AliasChoices, ValidationError
 
 from huleedu_service_libs.redis_server import RedisServer
 from services.websocket_service.config import Settings
+from services.websocket_service.effective_settings import load_settings
 from tests.contract.compose_file import ComposeFile, MissingVariableError, read_compose_file
 from tests.contract.dockerfile import BuildContext, Stage, read_stages
 from tests.service_process import REPO, SECRET, ServiceProcess, free_port
 
 DOCKERFILE = REPO / "services/websocket_service/Dockerfile"
+README = REPO / "docker/README.md"
 COMPOSE_FILE = REPO / "docker/docker-compose.services.yml"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-VARIABLES = {"JWT_SECRET_KEY": SECRET, "CORS_ORIGINS": '["https://app.example.org"]'}
+ORIGINS = {"CORS_ORIGINS": '["https://app.example.org"]'}
+VARIABLES = {**ORIGINS, "JWT_SECRET_KEY": SECRET}
+KEY_SERVER = {"JWT_ALGORITHM": "ES256", "JWT_JWKS_URL": "https://id.example.org/keys"}
 START_TIMEOUT_S = 60
 
 IMPORT_EVERYTHING = """
@@ -301,11 +306,74 @@ def test_health_check_knows_the_default_port(image: Stage) -> None:
     assert f"or '{default}'" in image.last("HEALTHCHECK").arguments
 
 
-@pytest.mark.parametrize("variable", ["JWT_SECRET_KEY", "CORS_ORIGINS"])
-def test_compose_asks_for_what_has_no_safe_default(variable: str) -> None:
-    """Without the secret or the origins, Compose starts nothing and says which is missing."""
-    with pytest.raises(MissingVariableError, match=variable):
-        read_compose_file(COMPOSE_FILE, {**VARIABLES, variable: ""})
+def test_compose_asks_for_what_has_no_safe_default() -> None:
+    """Without the origins, Compose starts nothing and says that they are missing."""
+    with pytest.raises(MissingVariableError, match="CORS_ORIGINS"):
+        read_compose_file(COMPOSE_FILE, {**VARIABLES, "CORS_ORIGINS": ""})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("INTERNAL_API_KEY", "another-key-of-the-tests-with-more-than-32-bytes"),
+        ("JWT_ALGORITHM", "HS512"),
+        ("JWT_AUDIENCE", "an-audience"),
+        ("JWT_ISSUER", "an-issuer"),
+        ("JWT_JWKS_URL", "https://id.example.org/keys"),
+        ("JWT_LEEWAY_SECONDS", "3"),
+        ("JWT_PUBLIC_KEY", "a key"),
+        ("JWT_SECRET_KEY_PREVIOUS", "the-last-secret-of-the-tests-with-more-than-32-bytes"),
+        ("WEBSOCKET_PROXY_HEADER", "Forwarded"),
+        ("WEBSOCKET_TRUSTED_PROXIES", '["10.0.0.0/8"]'),
+    ],
+)
+def test_what_compose_passes_on_may_be_left_out(
+    compose: ComposeFile,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str,
+    value: str,
+) -> None:
+    """A variable reaches the service; one that nobody has set leaves the service's own default."""
+    monkeypatch.chdir(tmp_path)
+    passed = read_compose_file(COMPOSE_FILE, {**VARIABLES, variable: value})
+    assert passed.services["websocket_service"].environment[variable] == value
+
+    monkeypatch.delenv(variable, raising=False)
+    default = Settings().model_dump()[variable]
+    assert compose.services["websocket_service"].environment[variable] == ""
+    monkeypatch.setenv(variable, "")
+    assert Settings().model_dump()[variable] == default
+    assert load_settings().model_dump()[variable] == default
+
+
+@pytest.mark.parametrize(("variables", "named"), [({}, ["JWT_SECRET_KEY"]), (KEY_SERVER, [])])
+def test_compose_wants_some_key(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variables: dict[str, str],
+    named: list[str],
+) -> None:
+    """A key server will do instead of a secret; without either the service names the variable."""
+    monkeypatch.chdir(tmp_path)
+    passed = read_compose_file(COMPOSE_FILE, {**ORIGINS, **variables})
+    for name, value in passed.services["websocket_service"].environment.items():
+        monkeypatch.setenv(name, str(value))
+    assert [problem.split()[0] for problem in Settings().problems()] == named
+
+
+def test_readme_has_each_variable(compose: ComposeFile) -> None:
+    """The table of the README has exactly the variables that the Compose file takes."""
+    taken = set(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text(encoding="utf-8")))
+    rows = [
+        line.split("|")[1]
+        for line in README.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == taken
+    assert taken - {"WEBSOCKET_SERVICE_PUBLISHED_PORT"} <= set(
+        compose.services["websocket_service"].environment
+    )
 
 
 @pytest.mark.parametrize(

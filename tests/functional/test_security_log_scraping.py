@@ -202,6 +202,9 @@ async def test_no_secret_is_written_anywhere() -> None:
     options = {"requirepass": REDIS_PASSWORD}
     async with RedisServer(options=options) as server, collector() as spans:
         settings = {
+            # As in production, nothing is said outside the log.
+            "ENVIRONMENT": "production",
+            "CORS_ORIGINS": '["https://app.example.org"]',
             "LOG_FORMAT": "json",
             "PYTHONASYNCIODEBUG": "1",
             "JWT_SECRET_KEY_PREVIOUS": PREVIOUS_SECRET,

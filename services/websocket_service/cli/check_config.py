@@ -10,6 +10,7 @@ from services.websocket_service.cli.output import (
     is_coloured,
     print_json,
     printable,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _MAX_COLUMN = 40
 def check_config(*, as_json: bool) -> None:
     """Print the effective settings, and exit with 1 if the service would not run well with them.
 
-    Secrets are masked. SOURCE says where a value comes from: default, environment or .env.
+    Secrets are masked. SOURCE says where a value comes from: default, environment or .env. Notes
+    are on what the service runs with all the same, and production might not.
     """
     from services.websocket_service.effective_settings import (  # noqa: PLC0415 - see `commands`
         inspect_settings,
@@ -37,10 +39,13 @@ def check_config(*, as_json: bool) -> None:
             {
                 "settings": [asdict(row) for row in inspection.rows],
                 "problems": inspection.problems,
+                "notes": inspection.notes,
             }
         )
     else:
         _print_table(inspection.rows)
+        for note in inspection.notes:
+            say(f"Note: {note}")
     if inspection.problems:
         raise CliProblemsError(inspection.problems)
 

@@ -51,12 +51,12 @@ def serve(port: int | None, host: str, workers: int | None) -> None:
     port = settings.WEBSOCKET_SERVICE_PORT if port is None else port
     workers = settings.WEBSOCKET_WORKERS if workers is None else workers
     if workers == 1:
-        _serve_here(host, port)
+        _serve_here(settings, host, port)
     else:
         _supervise(settings, host, port, workers)
 
 
-def _serve_here(host: str, port: int) -> None:
+def _serve_here(settings: "Settings", host: str, port: int) -> None:
     from services.websocket_service.cli.listening import listen  # noqa: PLC0415
     from services.websocket_service.cli.serving import (  # noqa: PLC0415
         StartError,
@@ -65,6 +65,7 @@ def _serve_here(host: str, port: int) -> None:
     )
 
     listener = listen(host, port)
+    _say_what_to_know(settings)
 
     async def run(stop: asyncio.Event) -> None:
         # Importing it reads the environment, warns, and takes a second.
@@ -86,9 +87,10 @@ def _supervise(settings: "Settings", host: str, port: int, workers: int) -> None
         WorkersFailedError,
     )
 
+    listeners = WorkerListeners(host, port, workers)
     for problem in settings.problems():
         say(f"Warning: {problem}")
-    listeners = WorkerListeners(host, port, workers)
+    _say_what_to_know(settings)
     configure_service_logging(
         settings.SERVICE_NAME, settings.ENVIRONMENT.value, settings.LOG_LEVEL.value
     )
@@ -103,3 +105,16 @@ def _supervise(settings: "Settings", host: str, port: int, workers: int) -> None
             raise CliError(str(error)) from None
 
     run_until_stopped(run)
+
+
+def _say_what_to_know(settings: "Settings") -> None:
+    """Once it is sure to start: what keeps it from that is told alone."""
+    from services.websocket_service.effective_settings import (  # noqa: PLC0415
+        notes,
+        unknown_variables,
+    )
+
+    for unknown in unknown_variables():
+        say(f"Warning: {unknown}")
+    for note in notes(settings):
+        say(f"Note: {note}")

@@ -25,8 +25,15 @@ from services.websocket_service.effective_settings import MASK, masked_url
             "rediss+cluster://:SECRET@[::1]:1,[::2]?ssl_password=SECRET&ssl_ca_certs=c",
             f"rediss+cluster://:{MASK}@[::1]:1,[::2]?ssl_password={MASK}&ssl_ca_certs=c",
         ),
+        ("https://u:SECRET@k.example/keys", f"https://u:{MASK}@k.example/keys"),
+        (
+            "https://k.example/keys?code=SECRET&version=1#top",
+            f"https://k.example/keys?code={MASK}&version={MASK}#top",
+        ),
+        ("HTTP://k.example/keys?SECRET", f"HTTP://k.example/keys?{MASK}"),
+        ("https://k.example/?a=SECRET?b=SECRET", f"https://k.example/?a={MASK}"),
     ],
 )
 def test_no_password_is_shown(url: str, shown: str) -> None:
-    """Of a Redis URL everything is shown but its passwords, also where they are not escaped."""
+    """Everything is shown but passwords, also where they are not escaped, and a page's query."""
     assert masked_url(url) == shown

@@ -1,5 +1,8 @@
 """What a scrape shows."""
 
+import re
+from pathlib import Path
+
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
@@ -15,6 +18,10 @@ from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
 from services.websocket_service.metrics import ServiceCollector
 from services.websocket_service.tests.fakes import MemoryClient, Service
 from services.websocket_service.workers.aggregation import GAUGE_RULES
+from services.websocket_service.workers.shared_metrics import SharedMetrics
+
+README = Path(__file__).parents[1] / "README.md"
+ROW = r"^\| `(websocket_\w+)(?:\{\w+\})?` \| (.+) \|$"
 
 SUBSCRIPTIONS = SubscriptionStatistics(
     connected=True,
@@ -182,6 +189,26 @@ async def test_names_help_and_labels() -> None:
     assert not [text for _, text in labels if user in text]
     client.leave()
     await client.ended()
+
+
+async def test_readme_has_each_family() -> None:
+    """The README's table has each metric's name and what it says of itself, and no other."""
+    registry = CollectorRegistry()
+    registry.register(
+        ServiceCollector(Service().hub.statistics, lambda: SUBSCRIPTIONS, lambda: KEYS)
+    )
+    told = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family.documentation
+        for family in registry.collect()
+    }
+    page = README.read_text(encoding="utf-8")
+    _, _, section = page.partition("### Metrics\n")
+    section, _, rest = section.partition("### ")
+    assert dict(re.findall(ROW, section, re.MULTILINE)) == told
+
+    text = (await SharedMetrics([]).page()).decode()
+    of_workers = set(re.findall(r"^# HELP (websocket_\w+)", text, re.MULTILINE))
+    assert {name for name, _ in re.findall(ROW, rest, re.MULTILINE)} == of_workers
 
 
 async def test_each_gauge_can_be_put_together() -> None:

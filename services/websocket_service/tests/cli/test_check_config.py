@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from services.websocket_service.tests.cli.console import Console
 
-SECRET = "s3cr3t" * 8
+SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
+ORIGINS = '["https://app.example.org"]'
 
 
 def rows(printed: str) -> dict[str, Any]:
@@ -17,7 +20,11 @@ async def test_each_setting_is_shown_with_its_origin(console: Console) -> None:
     """The environment comes before .env, and that before the default."""
     (console.folder / ".env").write_text("WEBSOCKET_PING_INTERVAL=7\nLOG_LEVEL=DEBUG\n")
     result = await console.run(
-        "check-config", JWT_SECRET_KEY=SECRET, WEBSOCKET_PORT="9000", LOG_LEVEL="ERROR"
+        "check-config",
+        JWT_SECRET_KEY=SECRET,
+        CORS_ORIGINS=ORIGINS,
+        WEBSOCKET_PORT="9000",
+        LOG_LEVEL="ERROR",
     )
     assert (result.status, result.err) == (0, "")
     lines = {line.split()[0]: line.split()[1:] for line in result.out.splitlines()}
@@ -117,3 +124,65 @@ async def test_a_terminal_shows_defaults_dimmed_unless_the_user_wants_no_colour(
     assert "\x1b[2mJWT_SECRET_KEY " not in coloured
     plain = await console.on_terminal("check-config", JWT_SECRET_KEY=SECRET, NO_COLOR="1")
     assert "\x1b" not in plain
+
+
+async def test_what_is_not_for_production_is_a_note(console: Console) -> None:
+    """Outside of production it is told, and the status is 0; scripts find it in the JSON."""
+    variables = {"JWT_SECRET_KEY": f"{SECRET}\n", "LOG_FORMAT": "yaml"}
+    result = await console.run("check-config", **variables)
+    assert result.status == 0
+    secret, origins, log_format = result.error_lines
+    assert secret.startswith("Note: production would refuse this: JWT_SECRET_KEY begins or ends")
+    assert origins.startswith("Note: production would refuse this: CORS_ORIGINS is empty")
+    assert log_format.startswith("Note: LOG_FORMAT is 'yaml'")
+
+    result = await console.run("check-config", "--json", **variables)
+    assert (result.status, result.err) == (0, "")
+    shown = json.loads(result.out)
+    assert shown["problems"] == []
+    assert [f"Note: {note}" for note in shown["notes"]] == [secret, origins, log_format]
+
+
+async def test_a_misspelt_variable_is_a_problem(console: Console) -> None:
+    """A variable with our prefix that sets nothing is named, with the one that was meant."""
+    (console.folder / ".env").write_text("websocket_ping_intervall=7\n")
+    result = await console.run(
+        "check-config",
+        JWT_SECRET_KEY=SECRET,
+        CORS_ORIGINS=ORIGINS,
+        WEBSOCKET_MAX_CONECTIONS="5",
+        WEBSOCKET_XYZZY="5",
+        WEBSOCKET_PORT="9000",
+        WEBSOCKET_SERVICE_PORT_8081_TCP="tcp://10.0.0.1:8081",
+        WEBSOCKET_SERVICE_PUBLISHED_PORT="80",
+    )
+    assert result.status == 1
+    assert result.error_lines == [
+        "Error: unknown variable WEBSOCKET_MAX_CONECTIONS: did you mean WEBSOCKET_MAX_CONNECTIONS?",
+        "Error: unknown variable WEBSOCKET_PING_INTERVALL: did you mean WEBSOCKET_PING_INTERVAL?",
+        "Error: unknown variable WEBSOCKET_XYZZY",
+    ]
+
+
+@pytest.mark.parametrize("proxies", ["10.0.0.0/8", '["10.0.0.1/8"]', '["proxy.internal"]'])
+async def test_a_network_is_asked_for_with_a_network(console: Console, proxies: str) -> None:
+    """Whoever names the proxies wrongly sees how it is done."""
+    result = await console.run(
+        *("check-config", "--json"), JWT_SECRET_KEY=SECRET, WEBSOCKET_TRUSTED_PROXIES=proxies
+    )
+    assert result.status == 1
+    (problem,) = json.loads(result.out)["problems"]
+    assert problem.startswith("WEBSOCKET_TRUSTED_PROXIES")
+    assert "10.0.0.0/8" in problem.removeprefix("WEBSOCKET_TRUSTED_PROXIES is '10.0.0.0/8'")
+
+
+async def test_no_part_of_a_key_server_that_may_be_a_key_is_shown(console: Console) -> None:
+    """What stands in the query of its address stays hidden."""
+    result = await console.run(
+        "check-config",
+        JWT_ALGORITHM="ES256",
+        JWT_JWKS_URL="https://id.example.org/keys?code=hunter2",
+    )
+    assert result.status == 0
+    assert "https://id.example.org/keys?code=********" in result.out
+    assert "hunter2" not in result.out + result.err

@@ -65,6 +65,27 @@ async def test_a_warning_is_told_once(console: Console, workers: str) -> None:
     assert sum(line.startswith("Warning: ") for line in seen) == 1
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_is_not_for_production_is_told_once(console: Console, workers: str) -> None:
+    """A poor secret, open doors and misspelt variables are a line each; it starts all the same."""
+    async with console.start(
+        *("serve", "--port", "0", "--workers", workers),
+        REDIS_URL="redis://127.0.0.1:1",
+        JWT_SECRET_KEY="k",
+        WEBSOCKET_MAX_CONECTIONS="5",
+    ) as server:
+        seen: list[str] = []
+        while sum("Running on" in line for line in seen) < int(workers):
+            seen.append(await server.error_line(""))
+        server.signal(signal.SIGTERM)
+        seen += (await server.ended()).error_lines
+    told = [line for line in seen if line.startswith(("Warning: ", "Note: "))]
+    unknown, secret, origins = told
+    assert unknown.startswith("Warning: unknown variable WEBSOCKET_MAX_CONECTIONS")
+    assert secret.startswith("Note: production would refuse this: JWT_SECRET_KEY has fewer than")
+    assert origins.startswith("Note: production would refuse this: CORS_ORIGINS is empty")
+
+
 @pytest.mark.parametrize("host", ["::1", "[::1]", "localhost"])
 async def test_it_listens_where_it_is_told(
     console: Console, redis_server: RedisServer, host: str
