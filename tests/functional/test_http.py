@@ -88,13 +88,13 @@ async def test_a_correlation_id_is_made_where_none_is_sent(
         ("GET /nowhere HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
         ("GET /ws/more?token=x HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
         ("GET /ws// HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
-        ("GET //ws HTTP/1.1", 400, "INVALID_REQUEST"),
+        ("GET //ws HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
         ("GET http://evil.example.org//ws HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
         ("POST /nowhere HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
         ("POST /ws HTTP/1.1", 405, "INVALID_REQUEST"),
         ("PUT /ws/ HTTP/1.1", 405, "INVALID_REQUEST"),
         ("POST /healthz HTTP/1.1", 405, "INVALID_REQUEST"),
-        ("GET /healthz HTTP/1.1", 400, "INVALID_REQUEST"),
+        ("GET /healthz HTTP/1.1", 404, "RESOURCE_NOT_FOUND"),
     ],
 )
 async def test_an_upgrade_to_nowhere_has_the_public_body_too(

@@ -1,6 +1,8 @@
 """`/ws`: the WebSocket itself, and the answer to those who come without an upgrade."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
 from uuid import uuid4
@@ -12,7 +14,10 @@ from quart.asgi import ASGIWebsocketConnection
 from quart_dishka import inject
 
 from common_core.error_enums import ErrorCode
-from huleedu_service_libs.error_handling import create_error_detail_with_context
+from huleedu_service_libs.error_handling import (
+    create_error_detail_with_context,
+    public_error_body,
+)
 from huleedu_service_libs.error_handling.correlation import (
     CORRELATION_ID_HEADER,
     CORRELATION_ID_QUERY_PARAMETER,
@@ -40,25 +45,22 @@ _PATHS: Final = frozenset({"/ws", "/ws/"})
 def serve_websockets(app: Quart, container: AsyncContainer) -> None:
     """Let `/ws` be served without Quart's contexts, and its queue and two tasks a connection.
 
-    Other paths stay Quart's.
+    There is no WebSocket elsewhere. Quart's own answer to that would, from Python 3.13 on, keep the
+    connection until its client hangs up.
     """
 
     class Notifications(ASGIWebsocketConnection):
-        def __init__(self, app: Quart, scope: WebsocketScope) -> None:
-            self._is_ours = scope["path"] in _PATHS
-            if self._is_ours:
-                self.scope = scope
-            else:
-                super().__init__(app, scope)
+        def __init__(self, app: Quart, scope: WebsocketScope) -> None:  # noqa: ARG002 - Quart's
+            self.scope = scope
 
         async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-            if not self._is_ours:
-                await super().__call__(receive, send)
-                return
-            sessions = await container.get(SessionServer)
             settings = await container.get(Settings)
             proxies = await container.get(TrustedProxies)
             upgrade = _upgrade(self.scope, address_account(self.scope, settings, proxies))
+            if self.scope["path"] not in _PATHS:
+                await _refuse_elsewhere(settings.SERVICE_NAME, upgrade, self.scope, send)
+                return
+            sessions = await container.get(SessionServer)
             wire = _wire(self.scope)
             if wire is not None:
                 await sessions.serve(wire, upgrade)
@@ -69,6 +71,37 @@ def serve_websockets(app: Quart, container: AsyncContainer) -> None:
                 await sessions.serve(socket, upgrade)
 
     app.asgi_websocket_class = Notifications
+
+
+async def _refuse_elsewhere(
+    service: str, upgrade: Upgrade, scope: Mapping[str, Any], send: ASGISendCallable
+) -> None:
+    """404 with the error body, where the server lets us answer an upgrade over HTTP."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1000, "reason": None})
+        return
+    detail = create_error_detail_with_context(
+        ErrorCode.RESOURCE_NOT_FOUND,
+        "There is no WebSocket here: connect to /ws",
+        service,
+        "upgrade",
+        upgrade.correlation_id,
+        capture_stack=False,
+    )
+    body = json.dumps(public_error_body(detail)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (CORRELATION_ID_HEADER.lower().encode(), str(detail.correlation_id).encode()),
+    ]
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": HTTPStatus.NOT_FOUND,
+            "headers": headers,
+        }
+    )
+    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
 
 def _wire(scope: Mapping[str, Any]) -> WebSocketWire | None:
