@@ -504,13 +504,13 @@ async def test_nothing_there_is_one_line(console: Console) -> None:
 
 async def test_another_http_server_is_one_line(console: Console, dev: Dev) -> None:
     """A URL that leads to the wrong place is not tried again."""
-    for path, told in (("healthz", "correct --url"), ("nowhere", "the path is /ws")):
+    for path in ("healthz", "nowhere"):
         result = await console.run(
             "tail", "--url", f"ws://127.0.0.1:{dev.port}/{path}", "--token", TOKEN
         )
         assert result.status == 1
         (line,) = result.error_lines
-        assert told in line
+        assert "the path is /ws" in line
 
 
 async def test_tls_where_there_is_none_is_one_line(console: Console, dev: Dev) -> None:
