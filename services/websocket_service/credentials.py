@@ -12,14 +12,15 @@ from urllib.parse import quote, unquote_plus
 from services.websocket_service.redaction import REDACTED, redact, redact_headers, redact_path
 
 SCOPE_KEY: Final = "huleedu.credentials"
+INTERNAL_API_KEY_HEADER: Final = "X-Internal-API-Key"
 INTERNAL_API_KEY_SCOPE_KEY: Final = "huleedu.internal_api_key"
-"""Of the scope: the value of the one X-Internal-API-Key header; None without it, or with several"""
+"""Of the scope: the value of the one such header; None without it, or with several"""
 BEARER_SUBPROTOCOL: Final = "bearer."
 TOKEN_PARAMETER: Final = "token"  # noqa: S105 - the parameter's name
 TICKET_PARAMETER: Final = "ticket"
 
 _REDACTED_TEXT: Final = REDACTED.decode()
-_INTERNAL_API_KEY_HEADER: Final = b"x-internal-api-key"
+_INTERNAL_API_KEY_NAME: Final = INTERNAL_API_KEY_HEADER.lower().encode()
 # Nothing here reads these, and what they hold opens other doors.
 _SECRET_HEADERS: Final = frozenset({b"cookie", b"proxy-authorization"})
 
@@ -83,7 +84,7 @@ def take_credentials(scope: Scope) -> None:
             offered = value.decode("latin1").split(",")
             from_subprotocols += _bearers(offered)
             kept = ",".join(map(_redact_subprotocol, offered)).encode("latin1")
-        elif lower == _INTERNAL_API_KEY_HEADER:
+        elif lower == _INTERNAL_API_KEY_NAME:
             api_keys.append(value.decode("latin1"))
         elif lower not in _SECRET_HEADERS:
             kept = value

@@ -8,6 +8,7 @@ from uuid import UUID
 from huleedu_service_libs.admission import Admission
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
 from huleedu_service_libs.history_pages import HistoryPage, Unproven
+from huleedu_service_libs.issued_ticket import IssuedTicket
 from huleedu_service_libs.notification_ids import NotificationId
 from services.websocket_service.close_reasons import CloseReason
 from services.websocket_service.connection import Connection
@@ -76,7 +77,7 @@ class RevocationsProtocol(Protocol):
 class TicketsProtocol(Protocol):
     """Stand-ins for tokens, each good for one handshake. All raise BackplaneUnavailableError."""
 
-    async def issue(self, claims: JWTClaims) -> str:
+    async def issue(self, claims: JWTClaims) -> IssuedTicket:
         """A new ticket for who the claims speak of."""
         ...
 

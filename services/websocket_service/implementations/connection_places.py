@@ -1,12 +1,10 @@
 import asyncio
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from huleedu_service_libs.admission import Admission
-from huleedu_service_libs.bounded_ids import is_bounded_id
 from huleedu_service_libs.connection_control import ConnectionControl
 from huleedu_service_libs.connection_leases import ConnectionLeases
+from services.websocket_service.implementations.redis_failures import redis_errors
 from services.websocket_service.protocols import BackplaneUnavailableError
 
 # A process that takes longer to answer is taken for dead, for now.
@@ -29,15 +27,13 @@ class ConnectionPlaces:
         self._confirmations: dict[str, asyncio.Future[float]] = {}
 
     async def acquire(self, user_id: str, connection_id: str) -> Admission:
-        try:
+        with redis_errors():
             admission = await self._leases.acquire(user_id, connection_id, limit=self.limit)
-            if admission is Admission.FULL and is_bounded_id(user_id):
+            if admission is Admission.FULL:
                 renewed_since = await self._confirmed(user_id)
                 admission = await self._leases.acquire(
                     user_id, connection_id, limit=self.limit, renewed_since=renewed_since
                 )
-        except RedisError as error:
-            raise BackplaneUnavailableError(str(error)) from error
         return admission
 
     async def _confirmed(self, user_id: str) -> float:

@@ -5,7 +5,7 @@ What always holds:
 1. Revocations are read only once the channel that announces them is subscribed, and read again
    after every `Gap`: one is heard or read, or both.
 2. What was learnt is kept until it expires, also where Redis has lost it.
-3. While that may be out of date, `covers` admits nobody: it raises.
+3. While that may be out of date, `is_revoked` admits nobody: it raises.
 4. The task ends with its context and not before, whatever Redis does.
 
 A second task gives back to Redis what that has lost, for processes that start later.
@@ -56,7 +56,7 @@ RESTORE_WITHIN_S: Final = 2.0
 class ControlListener:
     """Keeps the revocations current, and tells `on_revoked` of each new one.
 
-    An async context manager. It is entered at once, also while Redis is away; `covers` tells.
+    An async context manager. It is entered at once, also while Redis is away; `is_current` tells.
     The callbacks must not wait. `on_revoked` is told of those read at the start, too.
     """
 
@@ -116,10 +116,19 @@ class ControlListener:
         return self._list.covers(claims)
 
     async def is_revoked(self, claims: JWTClaims) -> bool:
-        """The same as `covers`, but waits for what is not known yet, for `patience_s` at most."""
-        if not self.is_current and not self._list.covers(claims):
+        """True for a revoked token.
+
+        Any other waits for `patience_s` at most while revocations may be unknown: before they were
+        first read, and from a `Gap` until they were read again. Raises BackplaneUnavailableError
+        where they still may be.
+        """
+        if not self.is_current and not self.is_known(claims):
             await self._until_current()
-        return self.covers(claims)
+        if self.is_known(claims):
+            return True
+        if not self.is_current:
+            raise BackplaneUnavailableError("which tokens are revoked is not known at present")
+        return False
 
     async def _until_current(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -128,18 +137,6 @@ class ControlListener:
                 # Proven within milliseconds of a connection's beginning, or not for long.
                 while not self.is_current:  # noqa: ASYNC110 - nobody tells of it
                     await asyncio.sleep(PROOF_INTERVAL_S)
-
-    def covers(self, claims: JWTClaims) -> bool:
-        """True for a revoked token.
-
-        For any other it raises BackplaneUnavailableError while revocations may be unknown: before
-        they were first read, and from a `Gap` until they were read again.
-        """
-        if self._list.covers(claims):
-            return True
-        if not self.is_current:
-            raise BackplaneUnavailableError("which tokens are revoked is not known at present")
-        return False
 
     async def _run(self) -> NoReturn:
         delay_s = FIRST_RETRY_DELAY_S

@@ -1,8 +1,7 @@
-from redis.exceptions import RedisError
-
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
+from huleedu_service_libs.issued_ticket import IssuedTicket
 from huleedu_service_libs.tickets import TicketStore
-from services.websocket_service.protocols import BackplaneUnavailableError
+from services.websocket_service.implementations.redis_failures import redis_errors
 
 
 class TicketOffice:
@@ -11,14 +10,10 @@ class TicketOffice:
     def __init__(self, store: TicketStore) -> None:
         self._store = store
 
-    async def issue(self, claims: JWTClaims) -> str:
-        try:
+    async def issue(self, claims: JWTClaims) -> IssuedTicket:
+        with redis_errors():
             return await self._store.issue(claims)
-        except RedisError as error:
-            raise BackplaneUnavailableError(str(error)) from error
 
     async def redeem(self, ticket: str) -> JWTClaims | None:
-        try:
+        with redis_errors():
             return await self._store.redeem(ticket)
-        except RedisError as error:
-            raise BackplaneUnavailableError(str(error)) from error

@@ -9,7 +9,6 @@ from pydantic import SecretStr
 
 from services.websocket_service.redaction import REDACTED
 
-API_KEY_HEADER: Final = "X-Internal-API-Key"
 SERVICE_ID_HEADER: Final = "X-Service-ID"
 # A header's value has no blanks around it.
 SERVICE_ID_PATTERN: Final = r"^[!-~]([ -~]{0,62}[!-~])?$"

@@ -14,8 +14,8 @@ from quart_schema.typing import Model
 from werkzeug.routing.rules import Rule
 
 from huleedu_service_libs.error_handling.correlation import CORRELATION_ID_HEADER
+from services.websocket_service.credentials import INTERNAL_API_KEY_HEADER
 from services.websocket_service.internal_api.authentication import (
-    API_KEY_HEADER,
     SERVICE_ID_HEADER,
     SERVICE_ID_PATTERN,
 )
@@ -75,7 +75,7 @@ def openapi_document(blueprint: Blueprint) -> Json:
         openapi_path=None,
         info=Info(title="Internal API", version=_VERSION, description=_DESCRIPTION),
         security_schemes={
-            _SECURITY_SCHEME: APIKeySecurityScheme(name=API_KEY_HEADER, in_="header")
+            _SECURITY_SCHEME: APIKeySecurityScheme(name=INTERNAL_API_KEY_HEADER, in_="header")
         },
         security=[{_SECURITY_SCHEME: []}],
         openapi_provider_class=_Provider,

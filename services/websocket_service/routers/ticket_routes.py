@@ -6,7 +6,6 @@ sent.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
 from uuid import UUID
@@ -16,7 +15,6 @@ from quart import Blueprint, Response, g, request
 from quart_dishka import inject
 
 from common_core.error_enums import ErrorCode
-from common_core.timestamps import utc_now
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
 from huleedu_service_libs.error_handling import (
     HuleEduError,
@@ -70,19 +68,12 @@ async def issue_ticket(
         claims = await _verified(request.scope, validator, service, correlation_id)
         if await revocations.is_revoked(claims):
             _reject(TOKEN_REVOKED.message, TOKEN_REVOKED.why, service, correlation_id)
-        ticket = await tickets.issue(claims)
+        issued = await tickets.issue(claims)
     except BackplaneUnavailableError:
         raise_service_unavailable(
             service, _OPERATION, "redis", "Tickets are unavailable", correlation_id
         )
-    lifetime = min(
-        timedelta(seconds=settings.WEBSOCKET_TICKET_LIFETIME),
-        claims.expires_at - utc_now() + timedelta(seconds=settings.JWT_LEEWAY_SECONDS),
-    )
-    return {
-        "ticket": ticket,
-        "expires_in_ms": max(0, lifetime // timedelta(milliseconds=1)),
-    }, HTTPStatus.CREATED
+    return {"ticket": issued.ticket, "expires_in_ms": issued.expires_in_ms}, HTTPStatus.CREATED
 
 
 @ticket_blueprint.route(_PATH, methods=["OPTIONS"])

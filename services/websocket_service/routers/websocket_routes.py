@@ -5,12 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from dishka import AsyncContainer, FromDishka
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, WebsocketScope
 from quart import Blueprint, Quart, Response, request
-from quart.asgi import ASGIWebsocketConnection
 from quart_dishka import inject
 
 from common_core.error_enums import ErrorCode
@@ -49,17 +48,17 @@ def serve_websockets(app: Quart, container: AsyncContainer) -> None:
     connection until its client hangs up.
     """
 
-    class Notifications(ASGIWebsocketConnection):
+    class Notifications:
         def __init__(self, app: Quart, scope: WebsocketScope) -> None:  # noqa: ARG002 - Quart's
             self.scope = scope
 
         async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
             settings = await container.get(Settings)
+            if self.scope["path"] not in _PATHS:
+                await _refuse_elsewhere(settings.SERVICE_NAME, self.scope, send)
+                return
             proxies = await container.get(TrustedProxies)
             upgrade = _upgrade(self.scope, address_account(self.scope, settings, proxies))
-            if self.scope["path"] not in _PATHS:
-                await _refuse_elsewhere(settings.SERVICE_NAME, upgrade, self.scope, send)
-                return
             sessions = await container.get(SessionServer)
             wire = _wire(self.scope)
             if wire is not None:
@@ -73,9 +72,7 @@ def serve_websockets(app: Quart, container: AsyncContainer) -> None:
     app.asgi_websocket_class = Notifications
 
 
-async def _refuse_elsewhere(
-    service: str, upgrade: Upgrade, scope: Mapping[str, Any], send: ASGISendCallable
-) -> None:
+async def _refuse_elsewhere(service: str, scope: Mapping[str, Any], send: ASGISendCallable) -> None:
     """404 with the error body, where the server lets us answer an upgrade over HTTP."""
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1000, "reason": None})
@@ -85,7 +82,7 @@ async def _refuse_elsewhere(
         "There is no WebSocket here: connect to /ws",
         service,
         "upgrade",
-        upgrade.correlation_id,
+        _correlation_id(_headers(scope), _query(scope)),
         capture_stack=False,
     )
     body = json.dumps(public_error_body(detail)).encode()
@@ -109,17 +106,10 @@ def _wire(scope: Mapping[str, Any]) -> WebSocketWire | None:
 
 
 def _upgrade(scope: Mapping[str, Any], address: str | None) -> Upgrade:
-    headers = [(name.lower(), value.decode("latin1")) for name, value in scope["headers"]]
-    parameters = parse_qsl(scope["query_string"].decode("latin1"), errors="replace")
-    # Of two with one name the first counts.
-    query = dict(reversed(parameters))
+    headers, query = _headers(scope), _query(scope)
     origins = list(_all(headers, b"origin"))
-    correlation_id = parse_correlation_id(
-        next(_all(headers, CORRELATION_ID_HEADER.lower().encode()), None),
-        query.get(CORRELATION_ID_QUERY_PARAMETER),
-    )
     return Upgrade(
-        correlation_id=correlation_id or uuid4(),
+        correlation_id=_correlation_id(headers, query),
         credentials=scope.get(SCOPE_KEY, Credentials()),
         requested_subprotocols=scope["subprotocols"],
         # Several are no origin that could be listed.
@@ -133,6 +123,23 @@ def _upgrade(scope: Mapping[str, Any], address: str | None) -> Upgrade:
             if name in {b"traceparent", b"tracestate"}
         },
     )
+
+
+def _headers(scope: Mapping[str, Any]) -> list[tuple[bytes, str]]:
+    return [(name.lower(), value.decode("latin1")) for name, value in scope["headers"]]
+
+
+def _query(scope: Mapping[str, Any]) -> dict[str, str]:
+    """Of two with one name the first counts."""
+    return dict(reversed(parse_qsl(scope["query_string"].decode("latin1"), errors="replace")))
+
+
+def _correlation_id(headers: Iterable[tuple[bytes, str]], query: Mapping[str, str]) -> UUID:
+    correlation_id = parse_correlation_id(
+        next(_all(headers, CORRELATION_ID_HEADER.lower().encode()), None),
+        query.get(CORRELATION_ID_QUERY_PARAMETER),
+    )
+    return correlation_id or uuid4()
 
 
 def _all(headers: Iterable[tuple[bytes, str]], wanted: bytes) -> Iterator[str]:

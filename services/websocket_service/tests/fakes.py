@@ -27,6 +27,7 @@ from huleedu_service_libs.error_handling import (
     raise_configuration_error,
 )
 from huleedu_service_libs.history_pages import HistoryPage, KeptNotification, Loss, Unproven
+from huleedu_service_libs.issued_ticket import IssuedTicket
 from huleedu_service_libs.notification_ids import NotificationId, offset_of
 from huleedu_service_libs.payload import Gap
 from services.websocket_service.address_limits import AddressLimits
@@ -594,10 +595,10 @@ class MemoryTickets:
     def __init__(self) -> None:
         self._claims: dict[str, JWTClaims] = {}
 
-    async def issue(self, claims: JWTClaims) -> str:
+    async def issue(self, claims: JWTClaims) -> IssuedTicket:
         ticket = f"ticket-{uuid4().hex}"
         self._claims[ticket] = claims
-        return ticket
+        return IssuedTicket(ticket, expires_in_ms=30_000)
 
     async def redeem(self, ticket: str) -> JWTClaims | None:
         await asyncio.sleep(0)

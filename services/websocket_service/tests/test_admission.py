@@ -112,7 +112,7 @@ async def test_ticket_is_good_once() -> None:
     """A ticket opens one connection, which ends with the token that it stands for."""
     service = Service()
     claims = service.issuer.claims(service.issuer.token("a"))
-    ticket = await service.tickets.issue(claims)
+    ticket, _ = await service.tickets.issue(claims)
     first = service.begin(MemoryClient(), ticket=ticket)
     await first.connected()
     (connection,) = service.hub.connections()

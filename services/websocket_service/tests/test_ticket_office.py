@@ -22,7 +22,7 @@ async def test_redis_goes_away() -> None:
     """A ticket is good once; without Redis nobody can say whether it is."""
     async with RedisServer() as server, RedisClient(client_id="t", redis_url=server.url) as client:
         office = TicketOffice(TicketStore(client, lifetime_s=30))
-        ticket, other = await office.issue(CLAIMS), await office.issue(CLAIMS)
+        (ticket, _), (other, _) = await office.issue(CLAIMS), await office.issue(CLAIMS)
         redeemed = await office.redeem(ticket)
         assert redeemed is not None
         assert redeemed.subject == "u"

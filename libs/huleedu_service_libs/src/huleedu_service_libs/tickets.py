@@ -16,6 +16,7 @@ from typing import Any, Final
 from common_core.timestamps import utc_now
 from huleedu_service_libs import strict_json
 from huleedu_service_libs.auth.jwt_validation import JWTClaims
+from huleedu_service_libs.issued_ticket import IssuedTicket
 from huleedu_service_libs.protocols import AtomicRedisClientProtocol
 from huleedu_service_libs.redis_channels import DEFAULT_CHANNEL_PREFIX, KeyName, ticket_key
 from huleedu_service_libs.redis_scripts import Script
@@ -54,13 +55,13 @@ class TicketStore:
         self._lifetime = timedelta(seconds=lifetime_s)
         self._leeway = timedelta(seconds=leeway_s)
 
-    async def issue(self, claims: JWTClaims) -> str:
-        """A new ticket: 43 characters that need no escaping in a URL."""
+    async def issue(self, claims: JWTClaims) -> IssuedTicket:
+        """A new ticket."""
         ticket = secrets.token_urlsafe(TICKET_BYTES)
         lifetime = min(self._lifetime, self._left(claims))
         lifetime_ms = max(1, lifetime // timedelta(milliseconds=1))
         await self._client.run_script(_KEEP, [self._key(ticket)], [_encode(claims), lifetime_ms])
-        return ticket
+        return IssuedTicket(ticket, lifetime_ms)
 
     async def redeem(self, ticket: str) -> JWTClaims | None:
         """The claims that it was issued for, to the first who asks; of them, those with a field.

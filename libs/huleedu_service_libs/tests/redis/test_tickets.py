@@ -66,7 +66,7 @@ PAST = st.datetimes(datetime(1970, 1, 1), datetime(2150, 1, 1), timezones=st.jus
 )
 async def test_ticket_stands_for_its_token(store: TicketStore, issued: JWTClaims) -> None:
     """Whose it is, its age and its expiry are those of the token, so that it can be revoked."""
-    redeemed = await store.redeem(await store.issue(issued))
+    redeemed = await store.redeem((await store.issue(issued)).ticket)
     assert redeemed is not None
     assert (redeemed.subject, redeemed.token_id) == (issued.subject, issued.token_id)
     assert (redeemed.expires_at, redeemed.issued_at) == (issued.expires_at, issued.issued_at)
@@ -75,7 +75,7 @@ async def test_ticket_stands_for_its_token(store: TicketStore, issued: JWTClaims
 
 async def test_ticket_is_good_once(store: TicketStore) -> None:
     """A used ticket is as unknown as one that never was."""
-    ticket, other = await store.issue(claims()), await store.issue(claims("teacher-2"))
+    (ticket, _), (other, _) = await store.issue(claims()), await store.issue(claims("teacher-2"))
     assert ticket != other
     first = await store.redeem(ticket)
     assert first is not None
@@ -94,7 +94,7 @@ async def test_one_of_many_wins(server: RedisServer) -> None:
     ):
         stores = [TicketStore(client, lifetime_s=30) for client in (one, other)]
         for _ in range(10):
-            ticket = await stores[0].issue(claims())
+            ticket, _ = await stores[0].issue(claims())
             redeemed = await asyncio.gather(
                 *(stores[n % 2].redeem(ticket) for n in range(100)),
             )
@@ -127,7 +127,7 @@ async def test_malformed_tickets() -> None:
 
 async def test_ticket_is_not_in_redis(store: TicketStore, client: RedisClient) -> None:
     """Who reads everything in Redis finds nothing there that is a ticket."""
-    ticket = await store.issue(claims(token_id="t-1"))
+    ticket, _ = await store.issue(claims(token_id="t-1"))
     (key,) = await client.scan_pattern("*")
     kept = await client.get(key)
     assert kept is not None
@@ -142,7 +142,7 @@ async def test_ticket_is_not_in_redis(store: TicketStore, client: RedisClient) -
 async def test_ticket_lapses(client: RedisClient, admin: Redis) -> None:
     """A ticket that nobody uses is gone after its time."""
     store = TicketStore(client, lifetime_s=0.05)
-    ticket = await store.issue(claims())
+    ticket, _ = await store.issue(claims())
 
     async def gone() -> bool:
         return not await admin.keys()
@@ -160,15 +160,17 @@ async def test_lifetime(
 ) -> None:
     """A ticket lives for as long as is set, and never longer than its token."""
     store = TicketStore(client, lifetime_s=lifetime_s)
-    await store.issue(claims(expires_at=utc_now() + token_lives))
+    issued = await store.issue(claims(expires_at=utc_now() + token_lives))
+    assert longest_s * 1000 - 1000 < issued.expires_in_ms <= longest_s * 1000
     for key in await admin.keys():
-        assert await admin.pttl(key) <= longest_s * 1000
+        assert await admin.pttl(key) <= issued.expires_in_ms
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(seconds=1), timedelta(days=365 * 50)])
 async def test_ticket_of_an_expired_token(store: TicketStore, age: timedelta) -> None:
     """A token that has expired admits nobody, nor does its ticket."""
-    assert await store.redeem(await store.issue(claims(expires_at=utc_now() - age))) is None
+    ticket, _ = await store.issue(claims(expires_at=utc_now() - age))
+    assert await store.redeem(ticket) is None
 
 
 FORGED = [
@@ -195,7 +197,7 @@ async def test_unreadable_claims(
     store: TicketStore, admin: Redis, caplog: pytest.LogCaptureFixture, kept: bytes
 ) -> None:
     """Where something else stands in a ticket's place it admits nobody and breaks nothing."""
-    ticket = await store.issue(claims())
+    ticket, _ = await store.issue(claims())
     (key,) = await admin.keys()
     await admin.set(key, kept)
     assert await store.redeem(ticket) is None
@@ -208,7 +210,7 @@ async def test_installations_are_apart(client: RedisClient) -> None:
     """A ticket of one installation is unknown to another one in the same Redis."""
     one = TicketStore(client, channel_prefix="one", lifetime_s=30)
     other = TicketStore(client, channel_prefix="other", lifetime_s=30)
-    ticket = await one.issue(claims())
+    ticket, _ = await one.issue(claims())
     assert await other.redeem(ticket) is None
     assert await one.redeem(ticket) is not None
 
@@ -224,7 +226,7 @@ async def test_on_a_cluster(redis_binary: Path) -> None:
         tickets = await asyncio.gather(*(issuer.issue(claims(f"u-{n}")) for n in range(60)))
         for node in cluster.nodes:
             assert await cluster.admin(node).dbsize() > 0
-        for number, ticket in enumerate(tickets):
+        for number, (ticket, _) in enumerate(tickets):
             redeemed = await redeemer.redeem(ticket)
             assert redeemed is not None
             assert redeemed.subject == f"u-{number}"
@@ -238,7 +240,7 @@ async def test_hung_redis(start_server: StartServer) -> None:
         RedisClient(client_id="test", redis_url=server.url, timeout_s=0.3) as client,
     ):
         store = TicketStore(client, lifetime_s=30)
-        ticket = await store.issue(claims())
+        ticket, _ = await store.issue(claims())
         server.signal(signal.SIGSTOP)
         with pytest.raises(exceptions.TimeoutError):
             await store.redeem(ticket)
@@ -253,8 +255,8 @@ async def test_restarted_redis(start_server: StartServer) -> None:
         RedisClient(client_id="test", redis_url=server.url) as client,
     ):
         store = TicketStore(client, lifetime_s=30)
-        ticket = await store.issue(claims())
+        ticket, _ = await store.issue(claims())
         await server.kill()
         await server.launch()
         assert await store.redeem(ticket) is None
-        assert await store.redeem(await store.issue(claims())) is not None
+        assert await store.redeem((await store.issue(claims())).ticket) is not None
