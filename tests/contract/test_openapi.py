@@ -1,23 +1,13 @@
 """The internal API does what its OpenAPI document says: schemathesis asks, the service answers."""
 
-import asyncio
 import json
-import sys
 from pathlib import Path
 
 from huleedu_service_libs.redis_server import RedisServer
+from tests.contract.schemathesis_run import checked_against_document
 from tests.service_process import ServiceProcess
 
 KEY = "a-key-of-the-tests-with-more-than-32-bytes"
-SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
-# Every check, none left out; the same requests each time.
-OPTIONS = (
-    *("--checks", "all"),
-    *("--max-examples", "60"),
-    "--generation-deterministic",
-    "--continue-on-failure",
-    "--no-color",
-)
 
 
 async def test_the_service_does_what_the_document_says(
@@ -26,21 +16,12 @@ async def test_the_service_does_what_the_document_says(
     """Whatever is sent, good or bad, gets a status, a type and a body that the document has."""
     settings = {"INTERNAL_API_KEY": KEY}
     async with ServiceProcess(redis_server.url, settings=settings) as service:
-        process = await asyncio.create_subprocess_exec(
-            *(SCHEMATHESIS, "run", f"http://127.0.0.1:{service.port}/internal/v1/openapi.json"),
-            *("-H", f"X-Internal-API-Key: {KEY}", *OPTIONS),
-            cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+        said = await checked_against_document(
+            f"http://127.0.0.1:{service.port}/internal/v1/openapi.json",
+            header=f"X-Internal-API-Key: {KEY}",
+            folder=tmp_path,
         )
-        try:
-            output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode == 0, output.decode()
-        assert "5 selected / 5 total" in output.decode()
+        assert "5 selected / 5 total" in said
         assert KEY not in service.output()
         assert "unexpected exception" not in service.output()
 

@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
+from huleedu_service_libs.testing.kafka_broker import KafkaBroker
+from tests.gateway_process import COMMANDS_TOPIC
 from tests.service_process import ServiceProcess
 
 
@@ -29,6 +32,14 @@ async def publisher(redis_server: RedisServer) -> AsyncIterator[RedisClient]:
     """What a backend service publishes with."""
     async with RedisClient(client_id="result_service", redis_url=redis_server.url) as client:
         yield client
+
+
+@pytest.fixture
+async def kafka() -> AsyncIterator[KafkaBroker]:
+    """A Kafka for the gateway's commands that the test has to itself."""
+    async with KafkaBroker() as broker:
+        await broker.create_topic(COMMANDS_TOPIC)
+        yield broker
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

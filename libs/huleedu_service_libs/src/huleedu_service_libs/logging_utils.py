@@ -30,6 +30,10 @@ _CREDENTIAL_LOGGERS = ("h2", "hpack", "httpcore", "httpx", "websockets")
 _SERVER_LOGGERS = ("hypercorn.access", "hypercorn.error")
 """Hypercorn gives these handlers of their own, so each of their lines would come twice."""
 
+_CHATTY_LOGGERS = ("aiokafka",)
+"""While a broker is away it logs an error ten times a second. Those who use it say it once. Its
+debug level prints records."""
+
 _MULTILINE_KEYS = frozenset({"exception", "stack"})
 _UNQUOTED_KEYS = frozenset({"event", "level", "logger", "logger_name", "timestamp"})
 
@@ -81,6 +85,10 @@ def configure_service_logging(
 
     for name in _CREDENTIAL_LOGGERS:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for name in _CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(
+            logging.INFO if level <= logging.DEBUG else logging.CRITICAL
+        )
     for name in _SERVER_LOGGERS:
         server_logger = logging.getLogger(name)
         server_logger.handlers.clear()

@@ -37,13 +37,15 @@ class Notification:
     """Seconds after which it is not replayed any more."""
     correlation_id: str | UUID | None = None
     source_service: str | None = None
+    trace_context: Mapping[str, str] | None = field(default=None, repr=False)
+    """W3C `traceparent` and `tracestate` to pass on; without it, those of the current span."""
 
     def encode(self, *, service: str, max_bytes: int) -> bytes:
         """The object to publish, as compact UTF-8 JSON without `id` and `prev`.
 
         `{"event", "data"}`, `collapse_key` in front and `correlation_id` and `source_service`
-        behind where they are given, `metadata` with the W3C trace context inside a recording
-        span. A durable one also has `timestamp` (now, UTC) before its event, and always a
+        behind where they are given, `metadata` with the W3C trace context where there is one. A
+        durable one also has `timestamp` (now, UTC) before its event, and always a
         `source_service`: `service`, the caller's name.
 
         Raises HuleEduError (VALIDATION_ERROR) for whatever can't be published.
@@ -62,7 +64,10 @@ class Notification:
         if source_service is not None:
             published["source_service"] = source_service
         metadata: dict[str, str] = {}
-        inject_trace_context(metadata)
+        if self.trace_context is None:
+            inject_trace_context(metadata)
+        else:
+            metadata |= self.trace_context
         if metadata:
             published["metadata"] = metadata
         encoded = _encode(published, service)

@@ -8,6 +8,7 @@ from uuid import UUID
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
+from common_core.events.envelope import EventEnvelope
 from huleedu_service_libs.error_handling import HuleEduError
 from huleedu_service_libs.notifications import Notification, NotificationReceipt
 from huleedu_service_libs.redis_scripts import Script, ScriptCall
@@ -219,4 +220,23 @@ class AtomicRedisClientProtocol(RedisClientProtocol, Protocol):
 
     async def blpop(self, keys: Sequence[str], timeout: float = 0) -> tuple[str, str] | None:  # noqa: ASYNC109 - redis-py's own parameter, carried out by Redis
         """Key and value of the first element to come; None after `timeout` seconds."""
+        ...
+
+
+class KafkaPublisherProtocol(Protocol):
+    """What services publish events with."""
+
+    async def publish(
+        self,
+        topic: str,
+        envelope: EventEnvelope[Any],
+        key: str | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+    ) -> None:
+        """Return once all in-sync replicas have the event; those of one key keep their order.
+
+        The current span's trace context goes into the metadata of what is written, unless there
+        is a `traceparent` already. Raises aiokafka's KafkaError, and then the event may be
+        written even so.
+        """
         ...

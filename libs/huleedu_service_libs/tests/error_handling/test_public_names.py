@@ -67,3 +67,26 @@ except HuleEduError as error:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert (finished.stdout.strip(), finished.stderr) == ("TIMEOUT", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("error_handling.quart", ("fastapi", "starlette", "prometheus_client")),
+        ("error_handling.fastapi", ("quart", "werkzeug", "hypercorn", "prometheus_client")),
+        ("middleware.correlation", ("quart", "werkzeug", "hypercorn", "prometheus_client")),
+        ("middleware.http_metrics", ("quart", "werkzeug", "hypercorn")),
+        ("middleware.request_spans", (*FRAMEWORKS, "prometheus_client")),
+    ],
+)
+def test_a_service_needs_one_web_framework(module: str, absent: tuple[str, ...]) -> None:
+    """A service installs its own framework and not that of its neighbours."""
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))
+import huleedu_service_libs.{module}
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")

@@ -1,7 +1,8 @@
 """Structured errors: one exception, one factory for each kind, one public body.
 
 Nothing here needs a web framework. Handlers for Quart are in
-`huleedu_service_libs.error_handling.quart`.
+`huleedu_service_libs.error_handling.quart`, those for FastAPI in
+`huleedu_service_libs.error_handling.fastapi`.
 """
 
 from huleedu_service_libs.error_handling.correlation import (
@@ -42,7 +43,14 @@ from huleedu_service_libs.error_handling.factories import (
     raise_unknown_error,
     raise_validation_error,
 )
+from huleedu_service_libs.error_handling.failed_request import (
+    ErrorResponse,
+    FailedRequest,
+    log_failure,
+    log_unexpected,
+)
 from huleedu_service_libs.error_handling.http_status import (
+    CLIENT_CLOSED_REQUEST,
     ERROR_CODE_TO_HTTP_STATUS,
     error_code_for_http_status,
 )
@@ -58,15 +66,20 @@ from huleedu_service_libs.error_handling.public_error import (
 )
 
 __all__ = [
+    "CLIENT_CLOSED_REQUEST",
     "CORRELATION_ID_HEADER",
     "CORRELATION_ID_QUERY_PARAMETER",
     "ERROR_CODE_TO_HTTP_STATUS",
+    "ErrorResponse",
+    "FailedRequest",
     "HuleEduError",
     "PublicError",
     "PublicErrorBody",
     "PublicValidationError",
     "create_error_detail_with_context",
     "error_code_for_http_status",
+    "log_failure",
+    "log_unexpected",
     "parse_correlation_id",
     "public_error_body",
     "public_validation_errors",

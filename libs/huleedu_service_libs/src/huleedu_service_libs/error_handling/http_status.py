@@ -12,7 +12,10 @@ from common_core.error_enums import (
     FileValidationErrorCode,
 )
 
-__all__ = ["ERROR_CODE_TO_HTTP_STATUS", "error_code_for_http_status"]
+__all__ = ["CLIENT_CLOSED_REQUEST", "ERROR_CODE_TO_HTTP_STATUS", "error_code_for_http_status"]
+
+# nginx's status for a client that hung up before it was answered: for logs and metrics.
+CLIENT_CLOSED_REQUEST: Final = 499
 
 # Every code is listed, so that a new one without a status is an error in a test rather than a 500.
 ERROR_CODE_TO_HTTP_STATUS: Final[Mapping[AnyErrorCode, int]] = MappingProxyType(

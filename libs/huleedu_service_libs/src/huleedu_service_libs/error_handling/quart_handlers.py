@@ -10,13 +10,11 @@
 - Causes and tracebacks go to the log only, and only defects of ours have a traceback there.
 """
 
-import json
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 from uuid import UUID, uuid4
 
-import structlog
-from opentelemetry import trace
 from pydantic import ValidationError
 from quart import (
     Quart,
@@ -30,28 +28,23 @@ from quart import (
     request,
     websocket,
 )
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, InternalServerError
 
-from common_core.error_enums import ErrorCode
-from common_core.json_values import to_text
 from common_core.models.error_models import ErrorDetail
 from huleedu_service_libs.error_handling.correlation import (
     CORRELATION_ID_HEADER,
     CORRELATION_ID_QUERY_PARAMETER,
     parse_correlation_id,
 )
-from huleedu_service_libs.error_handling.error_detail_factory import (
-    create_error_detail_with_context,
+from huleedu_service_libs.error_handling.failed_request import (
+    ErrorResponse,
+    FailedRequest,
+    log_failure,
+    log_unexpected,
 )
-from huleedu_service_libs.error_handling.http_status import (
-    ERROR_CODE_TO_HTTP_STATUS,
-    error_code_for_http_status,
-)
+from huleedu_service_libs.error_handling.http_status import ERROR_CODE_TO_HTTP_STATUS
 from huleedu_service_libs.error_handling.huleedu_error import HuleEduError
-from huleedu_service_libs.error_handling.public_error import (
-    public_error_body,
-    public_validation_errors,
-)
 
 __all__ = [
     "ERROR_CODE_TO_HTTP_STATUS",
@@ -89,16 +82,7 @@ def create_error_response(
     The status is the code's own unless one is given (426 for a plain GET of a WebSocket route).
     Needs no application context and logs nothing.
     """
-    status = (
-        ERROR_CODE_TO_HTTP_STATUS[error_detail.error_code] if status_code is None else status_code
-    )
-    response = Response(
-        json.dumps(public_error_body(error_detail), allow_nan=False),
-        status=status,
-        content_type="application/json",
-        headers={CORRELATION_ID_HEADER: str(error_detail.correlation_id)},
-    )
-    return response, status
+    return _quart_response(ErrorResponse.of(error_detail, status_code))
 
 
 def extract_correlation_id(request: Request | Websocket) -> UUID:
@@ -148,87 +132,54 @@ async def _on_http_exception(error: HTTPException) -> tuple[Response, int] | HTT
     if error.code is None or error.code < HTTPStatus.BAD_REQUEST or error.response is not None:
         # A redirect, or a response that somebody made on purpose.
         return error
-    detail = _detail(
-        error_code_for_http_status(error.code),
-        to_text(error.description or error.name),
-        {},
-    )
-    response, status = _log_and_respond(detail, error.code)
-    for name, value in error.get_headers():
-        if name.lower() not in {"content-type", "content-length"}:
-            response.headers.add(name, value)
-    return response, status
+    said = None if error.description == type(error).description else error.description
+    detail = _failed_request().http_error(error.code, said)
+    return _log_and_respond(detail, error.code, error.get_headers())
 
 
 async def _on_validation_error(error: ValidationError) -> tuple[Response, int]:
     # No traceback in the log either: the exception's text quotes the input.
-    problems = public_validation_errors(error.errors(include_url=False))
-    return _log_and_respond(
-        _detail(
-            ErrorCode.VALIDATION_ERROR,
-            problems[0]["message"],
-            {"validation_errors": problems},
-        ),
-        model=error.title,
-    )
+    detail = _failed_request().validation_error(error.errors(include_url=False))
+    return _log_and_respond(detail, model=error.title)
 
 
 async def _on_unexpected(error: Exception) -> tuple[Response, int]:
-    detail = _unknown_error(error)
-    # The tracing middleware only sees the response that this becomes.
-    trace.get_current_span().record_exception(error)
-    structlog.get_logger(__name__).error(
-        "unexpected exception",
-        correlation_id=str(detail.correlation_id),
-        service=detail.service,
-        operation=detail.operation,
-        exc_info=error,
-    )
+    detail = _failed_request().unexpected_error(error)
+    log_unexpected(detail, error)
     return create_error_response(detail)
 
 
 def _after_quart_logged(error: BaseException) -> tuple[Response, int]:
     if isinstance(error, HuleEduError):
         return create_error_response(error.error_detail)
-    return create_error_response(_unknown_error(error))
+    return create_error_response(_failed_request().unexpected_error(error))
 
 
-def _unknown_error(error: BaseException) -> ErrorDetail:
-    return _detail(
-        ErrorCode.UNKNOWN_ERROR,
-        "An unexpected error occurred",
-        {"error_type": type(error).__name__},
-    )
-
-
-def _detail(error_code: ErrorCode, message: str, details: dict[str, object]) -> ErrorDetail:
+def _failed_request() -> FailedRequest:
     connection = _connection()
-    return create_error_detail_with_context(
-        error_code,
-        message,
+    return FailedRequest(
         service=current_app.config.get("SERVICE_NAME") or current_app.name,
         operation=connection.endpoint or "unrouted",
         correlation_id=extract_correlation_id(connection),
-        details=details,
-        capture_stack=False,
     )
 
 
 def _log_and_respond(
-    detail: ErrorDetail, status_code: int | None = None, **context: object
+    detail: ErrorDetail,
+    status: int | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    **context: object,
 ) -> tuple[Response, int]:
-    response, status = create_error_response(detail, status_code)
-    log = structlog.get_logger(__name__)
-    # Below 500 it is the caller's doing: worth a line, not somebody's attention.
-    write = log.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else log.info
-    write(
-        "request failed",
-        error_code=detail.error_code.value,
-        status=status,
-        message=detail.message,
-        service=detail.service,
-        operation=detail.operation,
-        correlation_id=str(detail.correlation_id),
-        **context,
+    response = ErrorResponse.of(detail, status, headers)
+    log_failure(detail, response.status, **context)
+    return _quart_response(response)
+
+
+def _quart_response(response: ErrorResponse) -> tuple[Response, int]:
+    headers = Headers(response.headers)
+    return (
+        Response(
+            response.body, response.status, content_type=response.content_type, headers=headers
+        ),
+        response.status,
     )
-    return response, status
