@@ -7,15 +7,19 @@ from typing import Annotated
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from common_core.event_enums import ProcessingEvent, topic_name
 from huleedu_service_libs.auth.jwt_settings import JWTValidationSettings
 from huleedu_service_libs.auth.key_server_url import is_exposed_url
+from huleedu_service_libs.auth.weak_secrets import weakness
+from huleedu_service_libs.kafka_settings import KafkaSettings
 from huleedu_service_libs.notification_settings import NotificationSettings
 from huleedu_service_libs.redis_address import RedisAddress
 from huleedu_service_libs.token_revocations import MAX_EXPIRY
 from services.websocket_service.client_address import proxy_problem
 from services.websocket_service.forwarding import ProxyHeader
 from services.websocket_service.origins import ANY_ORIGIN, origin_problem
-from services.websocket_service.weak_secrets import weakness
+
+DEFAULT_PORT = 8081
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -42,7 +46,7 @@ class LogLevel(StrEnum):
     CRITICAL = "CRITICAL"
 
 
-class Settings(JWTValidationSettings, NotificationSettings):
+class Settings(JWTValidationSettings, NotificationSettings, KafkaSettings):
     """Every setting with its default; units are in the descriptions."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", populate_by_name=True)
@@ -55,7 +59,7 @@ class Settings(JWTValidationSettings, NotificationSettings):
     )
 
     WEBSOCKET_SERVICE_PORT: Port = Field(
-        default=8081,
+        default=DEFAULT_PORT,
         validation_alias=AliasChoices("WEBSOCKET_SERVICE_PORT", "WEBSOCKET_PORT"),
         description="TCP port of `websocket-service serve`",
     )
@@ -183,6 +187,20 @@ class Settings(JWTValidationSettings, NotificationSettings):
         default=2, description="Seconds until an unanswered Redis counts as away"
     )
 
+    KAFKA_CONSUMER_GROUP: str = Field(
+        default="websocket_service.notifications",
+        min_length=1,
+        description="All bridges of one Redis share it: each event is for one of them",
+    )
+    KAFKA_DEAD_LETTER_TOPIC: str = Field(
+        default="huleedu.notification.teacher.requested.v1.dead-letter",
+        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+        description="Where events go that can't be published",
+    )
+    WEBSOCKET_BRIDGE_PORT: Port = Field(
+        default=8082, description="TCP port of `websocket-service bridge`, for probes and metrics"
+    )
+
     CORS_ORIGINS: list[str] = Field(
         default_factory=list,
         description="Origins that browsers may connect from, a JSON list; `https://*.example.org` "
@@ -193,11 +211,24 @@ class Settings(JWTValidationSettings, NotificationSettings):
         default=True, description="Admit clients without an Origin header, which are no browsers"
     )
 
+    @field_validator("WEBSOCKET_SERVICE_PORT", mode="before")
+    @classmethod
+    def _not_from_kubernetes(cls, port: object) -> object:
+        # Where a Service is called websocket-service, each pod gets its address in this variable.
+        return DEFAULT_PORT if str(port).startswith("tcp://") else port
+
     @field_validator("REDIS_URL")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
         RedisAddress.parse(url)
         return url
+
+    @field_validator("KAFKA_DEAD_LETTER_TOPIC")
+    @classmethod
+    def _is_not_read_by_ourselves(cls, topic: str) -> str:
+        if topic == topic_name(ProcessingEvent.TEACHER_NOTIFICATION_REQUESTED):
+            raise ValueError("the bridge reads this topic: what it sets aside would come again")
+        return topic
 
     @property
     def is_production(self) -> bool:

@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 from quart_dishka import QuartProvider
 
+from common_core.event_enums import ProcessingEvent, topic_name
 from common_core.timestamps import utc_now
 from huleedu_service_libs.auth import TokenVerifier
 from huleedu_service_libs.connection_control import ConnectionControl
@@ -25,6 +26,10 @@ from huleedu_service_libs.tickets import TicketStore
 from huleedu_service_libs.token_revocations import TokenRevocations
 from services.websocket_service.address_limits import AddressLimits
 from services.websocket_service.admission import AdmissionPolicy
+from services.websocket_service.bridge.bridge import Bridge
+from services.websocket_service.bridge.local_bridge import LocalBridge
+from services.websocket_service.bridge.relay import Relay
+from services.websocket_service.bridge.statistics import BridgeCounts
 from services.websocket_service.client_address import TrustedProxies
 from services.websocket_service.config import Settings
 from services.websocket_service.exchange import ExchangeTerms, SessionLimits
@@ -42,6 +47,8 @@ from services.websocket_service.implementations.internal_publishing import (
     RedisPublisher,
 )
 from services.websocket_service.implementations.jwt_validator import JWTValidator
+from services.websocket_service.implementations.kafka_dead_letters import KafkaDeadLetters
+from services.websocket_service.implementations.kafka_events import Subscription, joined_group
 from services.websocket_service.implementations.message_listener import MessageListener
 from services.websocket_service.implementations.ticket_office import TicketOffice
 from services.websocket_service.internal_api.authentication import ApiKey
@@ -54,7 +61,7 @@ from services.websocket_service.internal_api.protocols import (
 )
 from services.websocket_service.keeper import ConnectionKeeper, KeeperIntervals
 from services.websocket_service.live_control import LiveControl
-from services.websocket_service.metrics import OwnMetrics, ServiceCollector
+from services.websocket_service.metrics import BridgeCollector, OwnMetrics, ServiceCollector
 from services.websocket_service.origins import AllowedOrigins
 from services.websocket_service.protocols import (
     BackplaneHealthProtocol,
@@ -75,15 +82,14 @@ from services.websocket_service.workers.supervisor_link import SupervisorLink
 MAX_COMMAND_CONNECTIONS = 8
 
 
-class ServiceProvider(Provider):
-    """What lives as long as the process."""
+class SharedProvider(Provider):
+    """What the service needs, and the bridge where it is a process of its own."""
 
     scope = Scope.APP
 
-    def __init__(self, settings: Settings, supervisor: SupervisorLink | None) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._settings = settings
-        self._supervisor = supervisor
 
     @provide
     def settings(self) -> Settings:
@@ -121,6 +127,49 @@ class ServiceProvider(Provider):
     @provide
     def backplane_health(self, backplane: RedisBackplane) -> BackplaneHealthProtocol:
         return backplane
+
+    @provide
+    async def local_bridge(
+        self, settings: Settings, client: RedisClient, tracer: Tracer
+    ) -> AsyncIterator[LocalBridge]:
+        connection = settings.kafka_connection
+        if connection is None:
+            yield LocalBridge(None)
+            return
+        client_id = f"{settings.SERVICE_NAME}.bridge"
+        subscription = Subscription(
+            topic=topic_name(ProcessingEvent.TEACHER_NOTIFICATION_REQUESTED),
+            group=settings.KAFKA_CONSUMER_GROUP,
+            client_id=client_id,
+        )
+        counts = BridgeCounts()
+        async with (
+            KafkaDeadLetters(
+                connection, settings.KAFKA_DEAD_LETTER_TOPIC, client_id=client_id
+            ) as dead_letters,
+            Bridge(
+                partial(joined_group, connection, subscription),
+                Relay(
+                    RedisPublisher(client),
+                    dead_letters,
+                    counts,
+                    tracer,
+                    idempotency_ttl_s=settings.NOTIFICATION_IDEMPOTENCY_TTL,
+                ),
+                counts,
+            ) as bridge,
+        ):
+            yield LocalBridge(bridge)
+
+
+class ServiceProvider(Provider):
+    """What lives as long as a process with WebSockets."""
+
+    scope = Scope.APP
+
+    def __init__(self, supervisor: SupervisorLink | None) -> None:
+        super().__init__()
+        self._supervisor = supervisor
 
     @provide
     def hub(self, settings: Settings) -> ConnectionHub:
@@ -318,15 +367,16 @@ class ServiceProvider(Provider):
 
     @provide
     def metrics_registry(
-        self, hub: ConnectionHub, client: RedisClient, verifier: TokenVerifier
+        self,
+        hub: ConnectionHub,
+        client: RedisClient,
+        verifier: TokenVerifier,
+        local_bridge: LocalBridge,
     ) -> CollectorRegistry:
-        registry = CollectorRegistry()
+        registry = _process_registry(local_bridge)
         registry.register(
             ServiceCollector(hub.statistics, client.subscription_statistics, verifier.statistics)
         )
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
         return registry
 
     @provide
@@ -375,10 +425,38 @@ class InternalApiProvider(Provider):
         return RedisRevoking(revocations, timeout_s=settings.REDIS_TIMEOUT)
 
 
+class BridgeProvider(Provider):
+    """What the bridge has where it is a process of its own, and the service has otherwise."""
+
+    scope = Scope.APP
+
+    @provide
+    def metrics_registry(self, local_bridge: LocalBridge) -> CollectorRegistry:
+        return _process_registry(local_bridge)
+
+
+def _process_registry(local_bridge: LocalBridge) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    if local_bridge.bridge is not None:
+        registry.register(BridgeCollector(local_bridge.bridge.statistics))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
 def create_container(
     settings: Settings, *, supervisor: SupervisorLink | None = None
 ) -> AsyncContainer:
     """Everything that the routes ask for; one of several workers has a supervisor."""
     return make_async_container(
-        ServiceProvider(settings, supervisor), InternalApiProvider(), QuartProvider()
+        SharedProvider(settings),
+        ServiceProvider(supervisor),
+        InternalApiProvider(),
+        QuartProvider(),
     )
+
+
+def create_bridge_container(settings: Settings) -> AsyncContainer:
+    """What the routes ask for of a process that is a bridge and nothing else."""
+    return make_async_container(SharedProvider(settings), BridgeProvider(), QuartProvider())

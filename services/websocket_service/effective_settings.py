@@ -4,11 +4,10 @@ pydantic-settings gives up at the first variable that is not JSON and does not t
 came from, so its sources are asked field by field here.
 """
 
-import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -23,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from huleedu_service_libs.unknown_variables import report_unknown
 from services.websocket_service.config import Settings
 
 MASK = "********"
@@ -156,18 +156,7 @@ def unknown_variables() -> list[str]:
         if isinstance(field.validation_alias, AliasChoices):
             known |= {str(choice) for choice in field.validation_alias.choices}
     given = {variable.upper() for source in sources.values() for variable in source.env_vars}
-    return [
-        f"unknown variable {variable}{_meant(variable, known)}"
-        for variable in sorted(given - known)
-        if variable.startswith(_PREFIX) and not variable.startswith(_OTHERS)
-    ]
-
-
-def _meant(variable: str, known: Iterable[str]) -> str:
-    ours = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
-    # Without what they all have in common, by which each would be close to some.
-    close = difflib.get_close_matches(variable.removeprefix(_PREFIX), ours, n=1)
-    return f": did you mean {_PREFIX}{close[0]}?" if close else ""
+    return report_unknown(given, known, prefix=_PREFIX, others=_OTHERS)
 
 
 def masked_url(url: str) -> str:
@@ -254,9 +243,12 @@ def _read() -> tuple[Settings | None, dict[str, _Given], list[str]]:
 
 
 def _problem(detail: ErrorDetails, given: Mapping[str, _Given]) -> str:
-    name = str(detail["loc"][0]) if detail["loc"] else "the settings"
-    variable = given[name].variable if name in given else name
     said = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if not detail["loc"]:
+        # Of several settings together: it names them.
+        return said
+    name = str(detail["loc"][0])
+    variable = given[name].variable if name in given else name
     expected = _EXPECTED.get(detail["type"], said)
     field = Settings.model_fields.get(name)
     if field is None or _is_secret(field):

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from huleedu_service_libs.auth import KeyStatistics
 from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
+from services.websocket_service.bridge.statistics import BridgeStatistics
 from services.websocket_service.histogram import HistogramSnapshot
 from services.websocket_service.hub import ConnectionHub, HubStatistics
 
@@ -52,6 +53,38 @@ class ServiceCollector(Collector):
         yield from _connection_metrics(self._connections())
         yield from _subscription_metrics(self._subscriptions())
         yield from _key_metrics(self._keys())
+
+
+class BridgeCollector(Collector):
+    """Turns snapshots of the bridge into metrics."""
+
+    def __init__(self, bridge: Callable[[], BridgeStatistics]) -> None:
+        self._bridge = bridge
+
+    def collect(self) -> Iterable[Metric]:
+        """One family after the other."""
+        bridge = self._bridge()
+        yield _counters(
+            "websocket_bridge_events",
+            "Events of Kafka that are done, where the bridge runs",
+            "result",
+            bridge.events,
+        )
+        yield _counters(
+            "websocket_bridge_failures",
+            "What the bridge had to try again",
+            "stage",
+            bridge.failures,
+        )
+        yield _gauge(
+            "websocket_bridge_kafka_heard",
+            "1 while Kafka answers and the consumer group has let the bridge in",
+            bridge.kafka_heard,
+        )
+        yield _gauge("websocket_bridge_lag", "Events that wait for the bridge", bridge.lag)
+        yield _gauge(
+            "websocket_bridge_partitions", "Partitions that the bridge reads", bridge.partitions
+        )
 
 
 def _connection_metrics(hub: HubStatistics) -> Iterable[Metric]:

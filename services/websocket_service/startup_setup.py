@@ -9,6 +9,7 @@ from quart import Quart
 from huleedu_service_libs.logging_utils import create_service_logger
 from huleedu_service_libs.observability import init_tracing, shutdown_tracing
 from services.websocket_service import hypercorn_tuning
+from services.websocket_service.bridge.local_bridge import LocalBridge
 from services.websocket_service.config import Settings
 from services.websocket_service.descriptors import allow_connections
 from services.websocket_service.hub import ConnectionHub
@@ -43,6 +44,7 @@ class Lifespan:
             self._resources.callback(shutdown_tracing)
         self._resources.push_async_callback(self._container.close)
         await self._container.get(SessionServer)
+        await self._container.get(LocalBridge)
         hypercorn_tuning.before_shutdown(self.drain)
         _collect_garbage_less_often()
         self._allow_connections()
@@ -72,6 +74,38 @@ class Lifespan:
         await self.drain()
         await self._resources.aclose()
         logger.info("service stopped")
+
+
+class BridgeLifespan:
+    """The same for a process that is a bridge and nothing else."""
+
+    def __init__(self, settings: Settings, container: AsyncContainer) -> None:
+        self._settings = settings
+        self._container = container
+        self._resources = AsyncExitStack()
+
+    def register(self, app: Quart) -> None:
+        """Hook into the application's start and end."""
+        app.before_serving(self.start)
+        app.after_serving(self.stop)
+
+    async def start(self) -> None:
+        """Kafka or Redis being away keeps nothing from starting."""
+        if self._settings.ENABLE_TRACING:
+            init_tracing(self._settings.SERVICE_NAME)
+            self._resources.callback(shutdown_tracing)
+        self._resources.push_async_callback(self._container.close)
+        await self._container.get(LocalBridge)
+        logger.info(
+            "bridge started",
+            kafka=self._settings.KAFKA_BOOTSTRAP_SERVERS,
+            group=self._settings.KAFKA_CONSUMER_GROUP,
+        )
+
+    async def stop(self) -> None:
+        """What is in flight is published and committed."""
+        await self._resources.aclose()
+        logger.info("bridge stopped")
 
 
 def _collect_garbage_less_often() -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import pytest_asyncio
@@ -16,7 +16,7 @@ from common_core.events.envelope import EventEnvelope
 from huleedu_service_libs.redis_client import RedisClient
 from huleedu_service_libs.redis_server import RedisServer
 from tests.functional.closes import closed
-from tests.functional.collector import Collector, collector
+from tests.functional.collector import Collector, attributes, collector
 from tests.functional.raw_websocket import raw_websocket
 from tests.functional.tokens import WAYS, by_subprotocol_in_v1
 from tests.functional.v1_tab import publish, v1_tab
@@ -46,14 +46,6 @@ async def traced_service(redis_url: str) -> AsyncIterator[tuple[ServiceProcess, 
 async def traced(redis_server: RedisServer) -> AsyncIterator[tuple[ServiceProcess, Collector]]:
     async with traced_service(redis_server.url) as pair:
         yield pair
-
-
-def attributes(span: Span) -> dict[str, Any]:
-    """Those of the span, each of whatever type it has."""
-    return {
-        attribute.key: getattr(attribute.value, str(attribute.value.WhichOneof("value")))
-        for attribute in span.attributes
-    }
 
 
 def named(name: str) -> Callable[[Span], bool]:
@@ -204,6 +196,22 @@ async def test_a_refusal_is_a_span_that_says_why(
         lambda span: span.name == CONNECTION and span.trace_id == validation.trace_id
     )
     assert attributes(connection)["websocket.close_code"] == 1008
+
+
+async def test_a_header_that_is_no_text_is_no_error(
+    traced: tuple[ServiceProcess, Collector],
+) -> None:
+    """Whatever bytes a client sends, it is answered as always; the span is that of the route."""
+    service, collector = traced
+    before = sum(map(named("GET /healthz"), collector.spans))
+    status, _, _ = await service.raw_http(
+        b"GET /healthz?a=%FF HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"User-Agent: \xff\xfe\\x\r\ntracestate: \xff\\x\r\n\r\n"
+    )
+    assert status == 200
+    span = (await collector.wait_for(named("GET /healthz"), before + 1))[-1]
+    assert attributes(span)["http.target"] == "/healthz"
+    assert "http.user_agent" not in attributes(span)
 
 
 @pytest.mark.parametrize("expired", [False, True])

@@ -6,6 +6,7 @@ when the command runs, so that `--help` and a shell's completion do not wait for
 
 import click
 
+from services.websocket_service.cli.bridge import bridge
 from services.websocket_service.cli.check_config import check_config
 from services.websocket_service.cli.dev import dev
 from services.websocket_service.cli.history import history
@@ -29,5 +30,5 @@ def websocket_service() -> None:
     """
 
 
-for _command in (dev, serve, token, notify, tail, history, check_config):
+for _command in (dev, serve, bridge, token, notify, tail, history, check_config):
     websocket_service.add_command(_command)

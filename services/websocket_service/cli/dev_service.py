@@ -13,14 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
-from hypercorn.utils import LifespanFailureError
 
 from huleedu_service_libs.redis_server import RedisServer, RedisServerNotFoundError
+from huleedu_service_libs.serving.hypercorn_server import serve_until
+from huleedu_service_libs.serving.listening import listen
 from services.websocket_service.cli import discovery
 from services.websocket_service.cli.discovery import RunningDev
-from services.websocket_service.cli.listening import listen, local_authority
+from services.websocket_service.cli.listening import local_authority
 from services.websocket_service.cli.minting import mint
 from services.websocket_service.cli.output import (
     CliError,
@@ -39,18 +38,25 @@ _DEMO_DATA = '{"batch_id": "batch-1"}'
 _TOKEN_LIFETIME = timedelta(days=1)
 _START_TIMEOUT_S = 30.0
 _POLL_INTERVAL_S = 0.05
+# For which 1024 open files are enough, the lowest limit that systems come with.
+_MAX_CONNECTIONS = 900
 
 
 async def run_dev(stop: asyncio.Event, *, host: str, port: int, as_json: bool) -> None:
     """Run until `stop` is set or the server ends; on return nothing that was started is left.
 
-    Raises CliError for whatever the user has to put right first.
+    Raises CliError or StartError for whatever the user has to put right first.
     """
     settings = load_settings()
     if settings.JWT_ALGORITHM not in SIGNING_ALGORITHMS:
         raise CliError(
             f"JWT_ALGORITHM is {settings.JWT_ALGORITHM}, but `dev` signs its own tokens: unset "
             f"it, or choose one of {', '.join(SIGNING_ALGORITHMS)}"
+        )
+    if settings.kafka_connection is not None and not is_set(settings, "REDIS_URL"):
+        raise CliError(
+            "KAFKA_BOOTSTRAP_SERVERS is set, but the Redis of `dev` is its own: events that its "
+            "bridge takes would reach nobody else. Set REDIS_URL too, or unset it"
         )
     try:
         discovery.running()
@@ -63,6 +69,8 @@ async def run_dev(stop: asyncio.Event, *, host: str, port: int, as_json: bool) -
             os.environ["REDIS_URL"] = redis_url
             if jwt_secret(settings) is None:
                 os.environ["JWT_SECRET_KEY"] = secrets.token_urlsafe(32)
+            if not is_set(settings, "WEBSOCKET_MAX_CONNECTIONS"):
+                os.environ["WEBSOCKET_MAX_CONNECTIONS"] = str(_MAX_CONNECTIONS)
             settings = load_settings()
             require_usable(settings)
             authority = local_authority(listener)
@@ -110,25 +118,19 @@ async def _redis_url(settings: Settings, stop: asyncio.Event) -> AsyncIterator[s
 async def _serving(descriptor: int, stop: asyncio.Event) -> AsyncIterator[None]:
     """Serve on a listening socket, which Hypercorn closes; setting `stop` ends it.
 
-    If the server ends by itself, `stop` gets set.
+    If the server ends by itself, `stop` gets set. Raises StartError.
     """
     # Not earlier: importing it reads the environment.
     from services.websocket_service.main import app  # noqa: PLC0415
 
-    config = Config()
-    config.bind = [f"fd://{descriptor}"]
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.errorlog.setLevel(logging.WARNING)
-    serving = asyncio.create_task(serve(app, config, shutdown_trigger=stop.wait))
+    logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
+    serving = asyncio.create_task(serve_until(stop, app, descriptor))
     serving.add_done_callback(lambda _: stop.set())
     try:
         yield
     finally:
         stop.set()
-        try:
-            await serving
-        except LifespanFailureError as error:
-            raise CliError(f"the service did not start: {error}") from None
+        await serving
 
 
 async def _is_ready(authority: str, stop: asyncio.Event) -> bool:

@@ -7,6 +7,8 @@ from typing import IO, Any, TextIO
 
 import click
 
+from huleedu_service_libs.serving.start_error import StartError
+
 
 class CliError(click.ClickException):
     """An expected failure. Its message is one line that says what to do; exit status 1."""
@@ -32,7 +34,10 @@ class _UsageError(CliError):
 
 
 class OneLineGroup(click.Group):
-    """Prints a usage error as one line; click's own way takes four."""
+    """Prints a usage error, and what keeps a server from starting, as one line.
+
+    Click's own way takes four for the one, and a traceback for the other.
+    """
 
     def make_context(
         self,
@@ -51,6 +56,8 @@ class OneLineGroup(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             raise _one_line(error) from None
+        except StartError as error:
+            raise CliError(str(error)) from None
 
 
 def _one_line(error: click.UsageError) -> click.ClickException:

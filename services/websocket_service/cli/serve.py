@@ -1,13 +1,11 @@
 import asyncio
-import os
-import signal
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from huleedu_service_libs.serving.stop_signals import end_when_stopped, run_until_stopped
 from services.websocket_service.cli.output import CliError, say
 from services.websocket_service.cli.parameters import PORT
-from services.websocket_service.cli.signals import run_until_stopped
 
 if TYPE_CHECKING:
     from services.websocket_service.config import Settings
@@ -36,9 +34,7 @@ def serve(port: int | None, host: str, workers: int | None) -> None:
     SIGTERM or Ctrl-C closes every connection with 1012 and ends with status 0. Of several workers
     one that crashes is replaced.
     """
-    # Until there is something to stop. An exception out of an import would be no clean end.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(0))
+    end_when_stopped()
 
     # Imported late: see `commands`.
     from services.websocket_service.cli.settings import (  # noqa: PLC0415
@@ -57,12 +53,11 @@ def serve(port: int | None, host: str, workers: int | None) -> None:
 
 
 def _serve_here(settings: "Settings", host: str, port: int) -> None:
-    from services.websocket_service.cli.listening import listen  # noqa: PLC0415
-    from services.websocket_service.cli.serving import (  # noqa: PLC0415
-        StartError,
+    from huleedu_service_libs.serving.hypercorn_server import (  # noqa: PLC0415
         loop_factory,
         serve_until,
     )
+    from huleedu_service_libs.serving.listening import listen  # noqa: PLC0415
 
     listener = listen(host, port)
     _say_what_to_know(settings)
@@ -71,10 +66,7 @@ def _serve_here(settings: "Settings", host: str, port: int) -> None:
         # Importing it reads the environment, warns, and takes a second.
         from services.websocket_service.main import app  # noqa: PLC0415
 
-        try:
-            await serve_until(stop, app, listener.detach())
-        except StartError as error:
-            raise CliError(str(error)) from None
+        await serve_until(stop, app, listener.detach())
 
     run_until_stopped(run, loop_factory=loop_factory())
 

@@ -2,8 +2,8 @@ import asyncio
 
 import click
 
+from huleedu_service_libs.serving.stop_signals import run_until_stopped
 from services.websocket_service.cli.parameters import DEV_PORT, TEXT, TOKEN, WEBSOCKET_URL
-from services.websocket_service.cli.signals import run_until_stopped
 
 
 @click.command(short_help="Print notifications as they arrive.")

@@ -22,17 +22,18 @@ from websockets.exceptions import (
 )
 from websockets.typing import Subprotocol
 
-from services.websocket_service.cli.backoff import Backoff
 from services.websocket_service.cli.closing import Closing
 from services.websocket_service.cli.endpoint import Endpoint, Locate
 from services.websocket_service.cli.output import CliError, say
 from services.websocket_service.cli.parsing import Frame, parse_frames
 from services.websocket_service.cli.position import Position
 from services.websocket_service.cli.printing import NOTIFICATION, FramePrinter, ReaderGoneError
+from services.websocket_service.retry_delays import RetryDelays
 
 _SUBPROTOCOL = "huleedu.notify.v1"
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _OPEN_TIMEOUT_S = 10.0
+_FIRST_DELAY_S = 0.5
 _CLOSE_TIMEOUT_S = 1.0
 # A connection that lived this long was a success: the next failure is a new one.
 _STABLE_AFTER_S = 10.0
@@ -73,7 +74,7 @@ class _Tail:
         self._locate = locate
         self._position = position
         self._printer = printer
-        self._backoff = Backoff()
+        self._retry_delays = RetryDelays(first_delay_s=_FIRST_DELAY_S)
         self._was_connected = False
         self._is_connected = False
         self._is_admitted = False
@@ -105,14 +106,14 @@ class _Tail:
             if closing.ends_tail and not goes_on:
                 raise CliError(f"the service refused: {closing.description}: {closing.advice}")
             if time.monotonic() - opened_at > _STABLE_AFTER_S:
-                self._backoff.reset()
+                self._retry_delays.reset()
             happened = "connection lost" if self._is_connected else "not accepted"
             await self._wait(
                 f"{happened} ({closing.description}): reconnecting", closing.retry_after_s
             )
 
     async def _wait(self, why: str, asked_for_s: float | None = None) -> None:
-        delay_s = self._backoff.next_delay_s() if asked_for_s is None else asked_for_s
+        delay_s = self._retry_delays.next_delay_s() if asked_for_s is None else asked_for_s
         say(f"{why} in {delay_s:.1f} s")
         await asyncio.sleep(delay_s)
 

@@ -10,6 +10,7 @@ from quart_dishka import inject
 
 from huleedu_service_libs.error_handling import raise_service_unavailable
 from huleedu_service_libs.error_handling.quart import extract_correlation_id
+from services.websocket_service.bridge.local_bridge import LocalBridge
 from services.websocket_service.config import Settings
 from services.websocket_service.hub import ConnectionHub
 from services.websocket_service.protocols import (
@@ -37,10 +38,15 @@ _STARTED_AT = time.monotonic()
 @inject
 async def healthz(settings: FromDishka[Settings]) -> dict[str, Any]:
     """Alive; says nothing of what the service depends on."""
+    return liveness(settings, "The WebSocket service is alive")
+
+
+def liveness(settings: Settings, message: str) -> dict[str, Any]:
+    """The body of an answer that says that the process is there."""
     return {
         "service": settings.SERVICE_NAME,
         "status": "healthy",
-        "message": "The WebSocket service is alive",
+        "message": message,
         "environment": settings.ENVIRONMENT.value,
         "timestamp": datetime.now(UTC).isoformat(),
         "uptime_seconds": round(time.monotonic() - _STARTED_AT, 3),
@@ -55,8 +61,12 @@ async def readyz(
     backplane: FromDishka[BackplaneHealthProtocol],
     validator: FromDishka[JWTValidatorProtocol],
     revocations: FromDishka[RevocationsProtocol],
+    local_bridge: FromDishka[LocalBridge],
 ) -> tuple[dict[str, Any], int]:
-    """Whether to send connections here, with a word on each thing that it rests on."""
+    """Whether to send connections here, with a word on each thing that it rests on.
+
+    Kafka is none of these: without it, connections are as good as ever.
+    """
     hears = backplane.hears
     checks = {
         "redis": "ok" if hears else "not heard within the last seconds",
@@ -66,6 +76,8 @@ async def readyz(
         "revocations": "ok" if revocations.is_current else "not known at present",
     }
     ready = checks == _READY
+    if local_bridge.kafka_check is not None:
+        checks["kafka"] = local_bridge.kafka_check
     return {
         "service": settings.SERVICE_NAME,
         "status": "ready" if ready else "not_ready",

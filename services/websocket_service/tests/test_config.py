@@ -73,6 +73,12 @@ def test_empty_variable_is_unset(environ: Environ) -> None:
     assert load_settings().model_dump() == defaults
 
 
+def test_a_service_of_kubernetes_is_no_port(environ: Environ) -> None:
+    """What Kubernetes puts into each pod for a Service called websocket-service does not count."""
+    environ.set(WEBSOCKET_SERVICE_PORT="tcp://10.0.0.1:80")
+    assert Settings().WEBSOCKET_SERVICE_PORT == 8081
+
+
 @pytest.mark.parametrize("name", ["WEBSOCKET_SERVICE_PORT", "WEBSOCKET_PORT"])
 def test_port_has_two_names(environ: Environ, name: str) -> None:
     """The port may be set by its short name too."""

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from huleedu_service_libs.auth import KeyStatistics
 from huleedu_service_libs.redis_subscriptions import SubscriptionStatistics
-from services.websocket_service.metrics import ServiceCollector
+from services.websocket_service.bridge.statistics import BridgeStatistics, Result, Stage
+from services.websocket_service.metrics import BridgeCollector, ServiceCollector
 from services.websocket_service.tests.fakes import MemoryClient, Service
 from services.websocket_service.workers.aggregation import GAUGE_RULES
 from services.websocket_service.workers.shared_metrics import SharedMetrics
@@ -37,13 +38,27 @@ SUBSCRIPTIONS = SubscriptionStatistics(
     canary_age_s=0.9,
 )
 
+BRIDGE = BridgeStatistics(
+    events={Result.PUBLISHED: 5, Result.DUPLICATE: 6, Result.DEAD_LETTERED: 7},
+    failures={Stage.FETCH: 1, Stage.PUBLISH: 2, Stage.DEAD_LETTER: 3, Stage.COMMIT: 4},
+    kafka_heard=True,
+    lag=8,
+    partitions=9,
+)
+
 KEYS = KeyStatistics(keys=2, age_s=10, fetches_succeeded=3, fetches_failed=4)
 
 
-def scrape(service: Service) -> dict[str, Metric]:
+def full_registry(service: Service) -> CollectorRegistry:
+    """All of ours, the bridge's included."""
     registry = CollectorRegistry()
     registry.register(ServiceCollector(service.hub.statistics, lambda: SUBSCRIPTIONS, lambda: KEYS))
-    text = generate_latest(registry).decode()
+    registry.register(BridgeCollector(lambda: BRIDGE))
+    return registry
+
+
+def scrape(service: Service) -> dict[str, Metric]:
+    text = generate_latest(full_registry(service)).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -170,6 +185,18 @@ async def test_keys() -> None:
     assert value(families, "websocket_key_set_fetches_total", result="failed") == 4
 
 
+async def test_the_bridge() -> None:
+    """What has become of events, what had to be tried again, and whether Kafka is there."""
+    families = scrape(Service())
+    assert value(families, "websocket_bridge_events_total", result="published") == 5
+    assert value(families, "websocket_bridge_events_total", result="duplicate") == 6
+    assert value(families, "websocket_bridge_events_total", result="dead_lettered") == 7
+    assert value(families, "websocket_bridge_failures_total", stage="commit") == 4
+    assert value(families, "websocket_bridge_kafka_heard") == 1
+    assert value(families, "websocket_bridge_lag") == 8
+    assert value(families, "websocket_bridge_partitions") == 9
+
+
 async def test_names_help_and_labels() -> None:
     """Each metric has a help text and units in its name, and no label names a user."""
     service = Service()
@@ -185,7 +212,7 @@ async def test_names_help_and_labels() -> None:
         for sample in family.samples
         for label, text in sample.labels.items()
     }
-    assert {label for label, _ in labels} <= {"dialect", "code", "reason", "result", "le"}
+    assert {label for label, _ in labels} <= {"dialect", "code", "reason", "result", "stage", "le"}
     assert not [text for _, text in labels if user in text]
     client.leave()
     await client.ended()
@@ -193,10 +220,7 @@ async def test_names_help_and_labels() -> None:
 
 async def test_readme_has_each_family() -> None:
     """The README's table has each metric's name and what it says of itself, and no other."""
-    registry = CollectorRegistry()
-    registry.register(
-        ServiceCollector(Service().hub.statistics, lambda: SUBSCRIPTIONS, lambda: KEYS)
-    )
+    registry = full_registry(Service())
     told = {
         f"{family.name}_total" if family.type == "counter" else family.name: family.documentation
         for family in registry.collect()
@@ -213,10 +237,7 @@ async def test_readme_has_each_family() -> None:
 
 async def test_each_gauge_can_be_put_together() -> None:
     """What a gauge of several workers says has been thought of for each."""
-    registry = CollectorRegistry()
-    registry.register(
-        ServiceCollector(Service().hub.statistics, lambda: SUBSCRIPTIONS, lambda: KEYS)
-    )
+    registry = full_registry(Service())
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     families = list(registry.collect())

@@ -9,9 +9,10 @@ import signal
 import socket
 import sys
 
+from huleedu_service_libs.serving.hypercorn_server import loop_factory, serve_until
+from huleedu_service_libs.serving.start_error import StartError
+from huleedu_service_libs.serving.stop_signals import STOP_SIGNALS, run_until_stopped
 from services.websocket_service.app import create_app
-from services.websocket_service.cli.serving import StartError, loop_factory, serve_until
-from services.websocket_service.cli.signals import STOP_SIGNALS, run_until_stopped
 from services.websocket_service.di import create_container
 from services.websocket_service.effective_settings import InvalidSettingsError, load_settings
 from services.websocket_service.protocols import MetricsProtocol
@@ -41,9 +42,6 @@ def main() -> None:
                 failed = True
 
     run_until_stopped(run, loop_factory=loop_factory())
-    # What comes at the interpreter's end would kill it there, in mid-way.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     sys.exit(failed)
 
 

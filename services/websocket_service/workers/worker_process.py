@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
-from services.websocket_service.cli.signals import STOP_SIGNALS
+from huleedu_service_libs.serving.stop_signals import STOP_SIGNALS
 from services.websocket_service.workers.channel import Channel, Kind
 
 # Modules in the working directory are none of ours; the console script does not see them either.

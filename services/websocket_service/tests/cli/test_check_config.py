@@ -186,3 +186,26 @@ async def test_no_part_of_a_key_server_that_may_be_a_key_is_shown(console: Conso
     assert result.status == 0
     assert "https://id.example.org/keys?code=********" in result.out
     assert "hunter2" not in result.out + result.err
+
+
+async def test_the_bridge_must_not_read_what_it_sets_aside(console: Console) -> None:
+    """A dead-letter topic that is the topic of events is refused, with the reason."""
+    topic = "huleedu.notification.teacher.requested.v1"
+    result = await console.run("check-config", JWT_SECRET_KEY=SECRET, KAFKA_DEAD_LETTER_TOPIC=topic)
+    assert result.status == 1
+    [line] = result.error_lines
+    assert line.startswith(f"Error: KAFKA_DEAD_LETTER_TOPIC is '{topic}': the bridge reads")
+
+
+async def test_what_kafka_needs_is_told_together(console: Console) -> None:
+    """Settings that only make sense together are one line that names what is missing."""
+    result = await console.run(
+        "check-config",
+        JWT_SECRET_KEY=SECRET,
+        KAFKA_BOOTSTRAP_SERVERS="kafka:9092",
+        KAFKA_SECURITY_PROTOCOL="SASL_SSL",
+        KAFKA_SASL_MECHANISM="PLAIN",
+        KAFKA_SASL_USERNAME="bridge",
+    )
+    assert result.status == 1
+    assert result.error_lines == ["Error: KAFKA_SASL_PASSWORD is missing, SASL_SSL needs it"]

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from services.websocket_service.cli.backoff import FIRST_DELAY_S, MAX_DELAY_S, Backoff
 from services.websocket_service.cli.closing import Closing
 
 
@@ -58,14 +57,3 @@ def test_the_description_has_what_the_service_said() -> None:
 def test_only_a_bad_token_calls_for_another(code: int, error_code: str, *, expected: bool) -> None:
     """A new token helps against an expired one, and not against a quota."""
     assert Closing(code, json.dumps({"error_code": error_code})).needs_token is expected
-
-
-def test_delays_grow_to_a_limit_and_are_spread() -> None:
-    """Clients that lost the same server do not come back in step, nor ever stop trying."""
-    backoff = Backoff()
-    delays = [backoff.next_delay_s() for _ in range(2000)]
-    assert FIRST_DELAY_S / 2 <= delays[0] <= FIRST_DELAY_S
-    assert all(MAX_DELAY_S / 2 <= delay <= MAX_DELAY_S for delay in delays[10:])
-    assert len(set(delays[10:])) > 1
-    backoff.reset()
-    assert backoff.next_delay_s() <= FIRST_DELAY_S

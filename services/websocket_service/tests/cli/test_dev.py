@@ -76,6 +76,27 @@ async def test_ctrl_c_closes_the_sockets_and_leaves_nothing(console: Console, de
     assert console.announcements == []
 
 
+async def test_few_open_files_are_enough(console: Console) -> None:
+    """A newcomer's first line is no warning of limits that only production needs."""
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'ulimit -n 1024 && exec "$0" "$@"', SCRIPT, "dev", "--port", "0"),
+        env=console.environment({}),
+        cwd=console.folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    shown = b""
+    async with asyncio.timeout(30):
+        while b" tail --port " not in shown:
+            line = await process.stdout.readline()
+            assert line
+            shown += line
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert b"file descriptors" not in shown
+
+
 async def test_the_banner_is_the_last_that_a_start_shows(console: Console) -> None:
     """Nothing scrolls it away, until the service is told to stop."""
     process = await asyncio.create_subprocess_exec(
@@ -228,6 +249,7 @@ async def test_a_given_redis_and_secret_are_used(
         ({"JWT_ALGORITHM": "RS256"}, "`dev` signs its own tokens"),
         ({"ENVIRONMENT": "production"}, "CORS_ORIGINS is empty"),
         ({"WEBSOCKET_IDLE_TIMEOUT": "soon"}, "WEBSOCKET_IDLE_TIMEOUT is 'soon'"),
+        ({"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "Set REDIS_URL too"),
     ],
 )
 async def test_what_keeps_it_from_starting_is_one_line(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.websocket_service.cli.listening import WorkerListeners, listen
-from services.websocket_service.cli.output import CliError
+from huleedu_service_libs.serving.listening import listen
+from huleedu_service_libs.serving.start_error import StartError
+from services.websocket_service.cli.listening import WorkerListeners
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def test_the_others_serve_for_one_that_is_away() -> None:
 def test_nobody_else_may_share_the_port() -> None:
     """A port that is taken is taken, for one worker or several."""
     with listening(2) as (_, port):
-        with pytest.raises(CliError, match=f"port {port} is in use"):
+        with pytest.raises(StartError, match=f"port {port} is in use"):
             WorkerListeners("127.0.0.1", port, 2)
-        with pytest.raises(CliError, match=f"port {port} is in use"):
+        with pytest.raises(StartError, match=f"port {port} is in use"):
             listen("127.0.0.1", port)
