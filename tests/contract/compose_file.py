@@ -70,6 +70,7 @@ class Service(_Section):
     mem_limit: ByteSize | None = None
     networks: list[str] = []
     ports: list[Port] = []
+    pull_policy: Literal["always", "never", "missing", "build"] = "missing"
     read_only: bool = False
     restart: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
     security_opt: list[str] = []
@@ -111,7 +112,9 @@ def read_compose_file(path: Path, variables: Mapping[str, str]) -> ComposeFile:
     Raises MissingVariableError for a required one, ValidationError for what Compose would refuse.
     """
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return ComposeFile.model_validate(_interpolate(document, variables))
+    # What begins with `x-` is there to be referred to.
+    sections = {key: value for key, value in document.items() if not key.startswith("x-")}
+    return ComposeFile.model_validate(_interpolate(sections, variables))
 
 
 def _interpolate(node: Any, variables: Mapping[str, str]) -> Any:
