@@ -6,7 +6,6 @@ import json
 import signal
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -25,6 +24,7 @@ from tests.fault.peers import (
     raw_peer,
     until,
 )
+from tests.fault.unread_answers import has_stuck_writes
 from tests.service_process import HYPERCORN, SERVE, ServiceProcess, free_port
 
 WAYS = {
@@ -326,20 +326,3 @@ async def ending_of_a_latecomer(service: ServiceProcess) -> Ending:
                 return await ending(client)
         except (OSError, InvalidHandshake, InvalidMessage):
             assert service.running
-
-
-async def has_stuck_writes(service: ServiceProcess, count: int) -> bool:
-    """Whether so many connections have something to write, and none of it moves any more."""
-    before = unsent(service)
-    await service.http("/healthz")
-    return len(before) == count and before.items() <= unsent(service).items()
-
-
-def unsent(service: ServiceProcess) -> dict[str, str]:
-    """What the kernel still has to send for the service, by the client's address."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {
-        row[2]: row[4].partition(":")[0]
-        for row in rows
-        if int(row[1].partition(":")[2], 16) == service.port and int(row[4].partition(":")[0], 16)
-    }

@@ -33,7 +33,7 @@ def bundled_librdkafka() -> Path:
     """
     with suppress(PackageNotFoundError):
         for file in files("confluent-kafka") or ():
-            if file.name.startswith("librdkafka") and ".so" in file.name:
+            if file.name.startswith("librdkafka") and {".so", ".dylib"} & {*file.suffixes}:
                 return Path(str(file.locate()))
     raise LibrdkafkaNotFoundError(
         "a Kafka for tests needs the wheel of confluent-kafka: install .pins/dev.txt"
