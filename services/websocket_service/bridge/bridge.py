@@ -39,10 +39,18 @@ class Bridge:
     Leaving it lets the batch in flight be published and committed, for `FINISH_TIMEOUT_S`.
     """
 
-    def __init__(self, join_group: JoinGroup, relay: Relay, counts: BridgeCounts) -> None:
+    def __init__(
+        self,
+        join_group: JoinGroup,
+        relay: Relay,
+        counts: BridgeCounts,
+        *,
+        rejoin_after_s: float = REJOIN_AFTER_S,
+    ) -> None:
         self._join_group = join_group
         self._relay = relay
         self._counts = counts
+        self._rejoin_after_s = rejoin_after_s
         # Held from the first publication of a batch to its commit.
         self._relaying = asyncio.Lock()
         self._uncommitted: dict[int, int] = {}
@@ -117,7 +125,7 @@ class Bridge:
         loop = asyncio.get_running_loop()
         delays = RetryDelays()
         commits = RetryDelays()
-        self._well_at = self._probe_at = commit_at = loop.time()
+        self._well_at = self._probe_at = commit_at = committed_at = loop.time()
         while True:
             batch = await log.next_batch()
             if batch:
@@ -128,8 +136,12 @@ class Bridge:
                 if loop.time() >= commit_at:
                     if await self._commit(log):
                         commits.reset()
+                        committed_at = loop.time()
                     else:
                         commit_at = loop.time() + commits.next_delay_s()
+            if commit_at - committed_at > self._rejoin_after_s:
+                # Kafka's client may hold on to partitions that have been others' for long.
+                raise EventLogError("no commit for long: joining the group anew")
             if loop.time() >= self._probe_at:
                 await self._probe(log)
             if finished:
@@ -194,7 +206,7 @@ class Bridge:
                 self._recovered(Stage.FETCH)
                 if not any(self._lag.values()):
                     self._well_at = loop.time()
-        if loop.time() - self._well_at > REJOIN_AFTER_S:
+        if loop.time() - self._well_at > self._rejoin_after_s:
             raise EventLogError("nothing has come for long: joining the group anew")
         self._probe_at = loop.time() + (
             PROBE_INTERVAL_S if self._heard else UNHEARD_PROBE_INTERVAL_S

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.trace import NoOpTracer
 
 from common_core.events.envelope import EventEnvelope
-from services.websocket_service.bridge.bridge import Bridge
+from services.websocket_service.bridge.bridge import REJOIN_AFTER_S, Bridge
 from services.websocket_service.bridge.protocols import (
     DeadLetterError,
     DeadLetterTooLargeError,
@@ -36,7 +36,7 @@ class World:
         self.counts = BridgeCounts()
         self.bridge = self.another_bridge()
 
-    def another_bridge(self) -> Bridge:
+    def another_bridge(self, *, rejoin_after_s: float = REJOIN_AFTER_S) -> Bridge:
         """A process that starts after the one before has ended."""
         relay = Relay(
             self.publisher,
@@ -46,7 +46,7 @@ class World:
             idempotency_ttl_s=IDEMPOTENCY_TTL_S,
             now_s=lambda: NOW_MS / 1000,
         )
-        return Bridge(self.topic.join, relay, self.counts)
+        return Bridge(self.topic.join, relay, self.counts, rejoin_after_s=rejoin_after_s)
 
     async def send(self, *numbers: int, partition: int = 0, age_s: float = 0) -> None:
         for number in numbers:
@@ -187,6 +187,29 @@ async def test_commits_that_fail_delay_no_event() -> None:
         await world.committed(2)
     assert world.publisher.numbers() == [1, 2]
     assert world.counts.failures[Stage.COMMIT] == 3
+
+
+async def test_a_member_whose_commits_fail_for_long_joins_anew() -> None:
+    """What it had published comes again, is recognised, and is committed in the end."""
+    world = World()
+    world.topic.refuse_to_commit.extend(["not now"] * 3)
+    async with world.another_bridge(rejoin_after_s=0):
+        await world.send(1)
+        await world.committed(1)
+    assert world.topic.joins == 4
+    assert world.publisher.numbers() == [1]
+    assert world.counts.events[Result.DUPLICATE] == 3
+
+
+async def test_a_member_that_hears_nothing_for_long_joins_anew() -> None:
+    """Kafka's client never looks for brokers that are elsewhere now."""
+    world = World()
+    world.topic.refuse_to_answer.extend(["no answer"] * 2)
+    async with world.another_bridge(rejoin_after_s=0):
+        await world.topic.until(lambda: world.topic.joins > 2)
+        await world.send(1)
+        await world.committed(1)
+    assert world.publisher.numbers() == [1]
 
 
 async def test_a_group_that_can_not_be_joined_or_read_is_joined_anew() -> None:
