@@ -107,9 +107,9 @@ print(trace.get_tracer_provider() is provider)
 def assert_unhindered(lines: list[str], exit_s: float) -> None:
     start_s, spans_s = map(float, lines)
     # Generous for a busy machine: an export in the way would take its timeout of 10 s.
-    assert start_s < 5
-    assert spans_s < 2
-    assert exit_s < SHUTDOWN_TIMEOUT_S + 3
+    assert start_s < 8
+    assert spans_s < 8
+    assert exit_s < SHUTDOWN_TIMEOUT_S + 6
 
 
 def test_closed_port_slows_nothing(run_python: RunPython) -> None:
@@ -141,8 +141,8 @@ print(time.monotonic() - started)
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         url = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
         finished = run_python(TIMED_SPANS + script, OTEL_EXPORTER_OTLP_ENDPOINT=url)
-    assert 0.2 <= float(finished.lines[-1]) < 3
-    assert finished.exit_s < 3
+    assert 0.2 <= float(finished.lines[-1]) < 8
+    assert finished.exit_s < 8
 
 
 @pytest.fixture
