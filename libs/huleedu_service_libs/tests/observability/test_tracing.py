@@ -23,6 +23,8 @@ tracer = init_tracing("orders")
 with trace_operation(tracer, "operation", {"answer": 42}):
     print(get_current_trace_id())
 """
+# Seconds: what an export that is waited for costs.
+PATIENT_EXPORTER = {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
 TIMED_SPANS = """
 import time
 started = time.monotonic()
@@ -106,7 +108,7 @@ print(trace.get_tracer_provider() is provider)
 
 def assert_unhindered(lines: list[str], exit_s: float) -> None:
     start_s, spans_s = map(float, lines)
-    # Generous for a busy machine: an export in the way would take its timeout of 10 s.
+    # Generous for a busy machine: an export in the way would take its timeout, PATIENT_EXPORTER's.
     assert start_s < 8
     assert spans_s < 8
     assert exit_s < SHUTDOWN_TIMEOUT_S + 6
@@ -117,7 +119,7 @@ def test_closed_port_slows_nothing(run_python: RunPython) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        finished = run_python(TIMED_SPANS, OTEL_EXPORTER_OTLP_ENDPOINT=url)
+        finished = run_python(TIMED_SPANS, OTEL_EXPORTER_OTLP_ENDPOINT=url, **PATIENT_EXPORTER)
     assert_unhindered(finished.lines, finished.exit_s)
 
 
@@ -126,7 +128,7 @@ def test_silent_collector_slows_nothing(run_python: RunPython) -> None:
     # The kernel completes handshakes for a listening socket; nobody ever reads from them.
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         url = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
-        finished = run_python(TIMED_SPANS, OTEL_EXPORTER_OTLP_ENDPOINT=url)
+        finished = run_python(TIMED_SPANS, OTEL_EXPORTER_OTLP_ENDPOINT=url, **PATIENT_EXPORTER)
     assert_unhindered(finished.lines, finished.exit_s)
 
 
@@ -140,7 +142,9 @@ print(time.monotonic() - started)
 """
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         url = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
-        finished = run_python(TIMED_SPANS + script, OTEL_EXPORTER_OTLP_ENDPOINT=url)
+        finished = run_python(
+            TIMED_SPANS + script, OTEL_EXPORTER_OTLP_ENDPOINT=url, **PATIENT_EXPORTER
+        )
     assert 0.2 <= float(finished.lines[-1]) < 8
     assert finished.exit_s < 8
 
